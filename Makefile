@@ -1,0 +1,28 @@
+# `make demo` and `make test` set up .venv from nothing; a machine with Python >= 3.11 is enough.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+EXTRA ?= cpu
+
+.PHONY: demo test test-long lint clean
+
+$(VENV)/installed: setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "simclr_tf needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),test]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(RUN) run.py --flagfile=flags/demo.flags
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+
+test: lint
+	$(RUN) -m pytest -m 'not long' -n 2 --dist=loadfile
+
+test-long: lint
+	$(RUN) -m pytest -n 2 --dist=loadfile
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

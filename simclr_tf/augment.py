@@ -1,0 +1,395 @@
+"""What an image becomes before the network sees it: two random views, one fine-tuning view, or the evaluation crop.
+
+Every function is pure: the same image and seed give the same pixels, eagerly, in `tf.data` and after a resume.
+
+The two views are made in two stages, so that a pipeline may run the second one on whole batches, where it is fastest:
+`crop_two_views` works on one image of any size, `distort` on many views of one size. `two_views` is both for one image.
+Source of probabilities, ranges and order: SimCLR (arXiv 2002.05709) appendix A, SimCLRv2's code for the brightness.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+EVAL_CROP_PROPORTION = 0.875  # of the image's shorter side
+CROP_AREA = (0.08, 1.0)  # of the image's area
+CROP_ASPECT = (3 / 4, 4 / 3)  # width / height, relative to the view's own
+CROP_MIN_COVERED = 0.1  # of the whole image: so no crop is smaller than a tenth, whatever CROP_AREA says
+CROP_ATTEMPTS = 100  # then the whole image
+FLIP_PROBABILITY = 0.5
+JITTER_PROBABILITY = 0.8
+JITTER_RANGE = 0.8  # of brightness, contrast and saturation, at strength 1
+JITTER_HUE_RANGE = 0.2  # of hue, in turns of the colour circle, at strength 1
+GRAYSCALE_PROBABILITY = 0.2
+BLUR_PROBABILITY = 0.5
+BLUR_SIGMA = (0.1, 2.0)  # pixels
+BLUR_KERNEL_SHARE = 10  # the kernel is image_size // 10 pixels wide
+MAX_STRENGTH = 1.25  # above, the lower bound of contrast and saturation, 1 - 0.8 strength, is negative
+LUMA = (0.2989, 0.5870, 0.1140)  # weights of red, green and blue in gray
+TINY = 1e-20  # keeps quotients finite; far below one grey level's square
+
+Planes = list[tf.Tensor]  # red, green, blue: [..., H, W] each
+
+
+# --- Colour operations ---------------------------------------------------------------------------------------------
+# Written on separate colour planes: arithmetic across channels then runs along contiguous memory. None of them clips.
+
+
+def on_image(op: Callable[..., Planes]) -> Callable[..., tf.Tensor]:
+    """`op(planes, *values)` as `op(image, *values)`, image [..., H, W, 3], values [...] or scalars."""
+
+    def image_op(image, *values):
+        values = [tf.convert_to_tensor(value, tf.float32)[..., None, None] for value in values]
+        return tf.stack(op(tf.unstack(tf.convert_to_tensor(image), axis=-1), *values), axis=-1)
+
+    image_op.__name__, image_op.__doc__, image_op.planes = op.__name__, op.__doc__, op
+    return image_op
+
+
+@on_image
+def brightness_multiply(planes: Planes, factor) -> Planes:
+    """SimCLRv2's brightness: times `factor` >= 0."""
+    return [plane * factor for plane in planes]
+
+
+@on_image
+def brightness_add(planes: Planes, delta) -> Planes:
+    """SimCLRv1's brightness: plus `delta`, -1..1."""
+    return [plane + delta for plane in planes]
+
+
+@on_image
+def contrast(planes: Planes, factor) -> Planes:
+    """Scales the distance of each channel from its mean over the image by `factor` >= 0."""
+    means = [tf.reduce_mean(plane, axis=[-2, -1], keepdims=True) for plane in planes]
+    return [mean + (plane - mean) * factor for plane, mean in zip(planes, means, strict=True)]
+
+
+@on_image
+def saturation(planes: Planes, factor) -> Planes:
+    """Multiplies HSV's saturation by `factor` >= 0, at most to 1; hue and value stay.
+
+    With value v = max and saturation s = (max - min) / max, every channel c becomes v + (c - v) min(factor, 1 / s).
+    """
+    high, low = _extremes(planes)
+    value = tf.maximum(high, TINY)
+    scale = value / tf.maximum(high - low, value / factor)
+    return [high + (plane - high) * scale for plane in planes]
+
+
+@on_image
+def hue(planes: Planes, delta) -> Planes:
+    """Turns HSV's hue by `delta`, in turns of the colour circle (1 is all the way round); saturation and value stay.
+
+    A channel is highest where the hue is its own (0, 1/3, 2/3), falls off over the second sixth of a turn on either
+    side and is lowest beyond.
+    """
+    red, green, blue = planes
+    high, low = _extremes(planes)
+    chroma = high - low
+    inverse = 1 / tf.maximum(chroma, TINY)
+    sixths = tf.where(
+        red == high,
+        (green - blue) * inverse,
+        tf.where(green == high, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
+    )
+    turned = sixths / 6 + delta
+    distances = [turned - own for own in (0, 1 / 3, 2 / 3)]
+    distances = [6 * tf.abs(distance - tf.round(distance)) for distance in distances]  # 0..3 sixths, either way round
+    return [low + chroma * tf.clip_by_value(2 - distance, 0, 1) for distance in distances]
+
+
+@on_image
+def grayscale(planes: Planes) -> Planes:
+    """Luma in all three channels."""
+    return [sum(weight * plane for weight, plane in zip(LUMA, planes, strict=True))] * 3
+
+
+def _extremes(planes):
+    red, green, blue = planes
+    return tf.maximum(red, tf.maximum(green, blue)), tf.minimum(red, tf.minimum(green, blue))
+
+
+def gaussian_blur(image: tf.Tensor, kernel_size: int, sigma) -> tf.Tensor:
+    """Blurs images [..., H, W, 3] with a Gaussian of `sigma` > 0 pixels ([...] or a scalar) cut off at
+    kernel_size // 2 pixels (so an even size means the next odd one) and normalised; zeros lie beyond the border."""
+    sigma = tf.convert_to_tensor(sigma, tf.float32)[..., None, None]
+    planes = [_blur(plane, kernel_size, sigma) for plane in tf.unstack(tf.convert_to_tensor(image), axis=-1)]
+    return tf.stack(planes, axis=-1)
+
+
+def _blur(plane, kernel_size, sigma):
+    """plane [..., H, W], sigma [..., 1, 1]."""
+    radius = kernel_size // 2
+    weights = tf.exp(-np.square(np.arange(-radius, radius + 1, dtype=np.float32)) / (2 * tf.square(sigma)))
+    weights /= tf.reduce_sum(weights, axis=-1, keepdims=True)  # [..., 1, 2 radius + 1]
+    for axis in (-1, -2):
+        length = plane.shape[axis]
+        paddings = np.zeros([plane.shape.rank, 2], int)
+        paddings[axis] = radius
+        padded = tf.pad(plane, paddings)
+        shifts = [padded[..., k : k + length] if axis == -1 else padded[..., k : k + length, :]
+                  for k in range(2 * radius + 1)]
+        plane = sum(weights[..., k : k + 1] * shift for k, shift in enumerate(shifts))
+    return plane
+
+
+# --- Training views --------------------------------------------------------------------------------------------------
+
+
+class Draw(NamedTuple):
+    """One view's random numbers: float32, uniform in [0, 1) and independent."""
+
+    jitter: tf.Tensor
+    brightness: tf.Tensor
+    contrast: tf.Tensor
+    saturation: tf.Tensor
+    hue: tf.Tensor
+    order: tf.Tensor  # [4]: the jitter's operations come in the order of these
+    grayscale: tf.Tensor
+    blur: tf.Tensor
+    sigma: tf.Tensor
+
+
+DRAW_SIZES = [4 if name == "order" else 1 for name in Draw._fields]
+NUM_DRAWS = sum(DRAW_SIZES)
+
+
+def two_views(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    image_size: int,
+    color_jitter_strength: float = 1.0,
+    blur: bool = True,
+    color_jitter_impl: str = "simclrv2",
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Two independent random views of one image.
+
+    Args:
+        image: [H, W, 3], uint8 0..255 or float 0..1.
+        seed: int [2]; decides everything that is random.
+        image_size: height and width of the views, in pixels.
+        color_jitter_strength: 0 (no colour distortion, no grayscale) to 1.25.
+        blur: whether half of the views are blurred.
+        color_jitter_impl: "simclrv2" (multiplicative brightness) or "simclrv1" (additive).
+
+    Returns:
+        Two float32 [image_size, image_size, 3] in [0, 1].
+
+    Raises:
+        ValueError: a rank, channel count, dtype, strength or implementation is none of these.
+    """
+    crops, draws = crop_two_views(image, seed, image_size)
+    views = distort(crops, draws, color_jitter_strength, blur, color_jitter_impl)
+    return views[0], views[1]
+
+
+def crop_two_views(image: tf.Tensor, seed: tf.Tensor, image_size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """First stage of `two_views`, arguments as there: two random crops of one image, each flipped or not, and what
+    `distort` needs.
+
+    Returns:
+        crops: float32 [2, image_size, image_size, 3]; bicubic resizing may leave [0, 1] a little.
+        draws: float32 [2, NUM_DRAWS], one row a view.
+    """
+    image = _checked(image)
+    draw_seed, *crop_seeds = _split(seed, 3)
+    draws = tf.random.stateless_uniform([2, 1 + NUM_DRAWS], draw_seed, alg="philox")
+    flips, draws = draws[:, 0], draws[:, 1:]
+    crops = [_crop_and_flip(image, crop_seeds[view], flips[view], image_size) for view in (0, 1)]
+    return tf.stack(crops), draws
+
+
+def distort(
+    crops: tf.Tensor,
+    draws: tf.Tensor,
+    color_jitter_strength: float = 1.0,
+    blur: bool = True,
+    color_jitter_impl: str = "simclrv2",
+) -> tf.Tensor:
+    """Second stage of `two_views`: colour distortion and blur of n views, each by its own draws.
+
+    Compiled by XLA, which fuses each operation into one pass over the pixels: several times the speed of single
+    kernels. n is part of the compiled shape, so keep it constant; a view's pixels do not depend on n.
+
+    Args:
+        crops: float32 [n, S, S, 3], static shape.
+        draws: float32 [n, NUM_DRAWS].
+        color_jitter_strength, blur, color_jitter_impl: as in `two_views`.
+
+    Returns:
+        float32 [n, S, S, 3] in [0, 1].
+    """
+    if not 0 <= color_jitter_strength <= MAX_STRENGTH:
+        raise ValueError(f"color_jitter_strength must be 0..{MAX_STRENGTH}. Received: {color_jitter_strength}")
+    if color_jitter_impl not in ("simclrv1", "simclrv2"):
+        raise ValueError(f"color_jitter_impl must be simclrv1 or simclrv2. Received: {color_jitter_impl!r}")
+    # The planes are parted outside of XLA, which would otherwise read every third number again and again.
+    planes = tf.unstack(crops, axis=-1)
+    return _distort(planes, draws, float(color_jitter_strength), bool(blur), color_jitter_impl)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _distort(planes, draws, strength, blur, impl):
+    size = planes[0].shape[1]
+    steps = []
+    if strength > 0:
+        steps += [lambda planes, draw: random_color_jitter(planes, draw, strength, impl), random_grayscale]
+    steps += [lambda planes, draw: clip(planes)]
+    if blur:
+        steps += [lambda planes, draw: random_blur(planes, draw, size // BLUR_KERNEL_SHARE)]
+
+    def distort_one(planes_and_row):
+        *planes, row = planes_and_row
+        draw = Draw(*[part if part.shape[0] > 1 else part[0] for part in tf.split(row, DRAW_SIZES)])
+        for step in steps:
+            planes = step(planes, draw)
+        return tuple(planes)
+
+    plane = tf.TensorSpec([size, size], tf.float32)
+    views = tf.map_fn(distort_one, (*planes, draws), fn_output_signature=(plane,) * 3)
+    return tf.transpose(tf.stack(views), [1, 2, 3, 0])  # several times faster than tf.stack(views, axis=-1)
+
+
+def random_color_jitter(planes: Planes, draw: Draw, strength: float, impl: str) -> Planes:
+    """Brightness, contrast, saturation and hue in random order, clipped after each."""
+    width, turn = JITTER_RANGE * strength, JITTER_HUE_RANGE * strength
+    if impl == "simclrv1":
+        brightness, low, high = brightness_add, -width, width
+    else:
+        brightness, low, high = brightness_multiply, max(1 - width, 0), 1 + width
+    operations = [
+        (brightness, _between(draw.brightness, low, high)),
+        (contrast, _between(draw.contrast, 1 - width, 1 + width)),
+        (saturation, _between(draw.saturation, 1 - width, 1 + width)),
+        (hue, _between(draw.hue, -turn, turn)),
+    ]
+    order = tf.argsort(draw.order)
+
+    def apply(position, *planes):
+        branches = [lambda op=op, value=value: tuple(clip(op.planes(planes, value))) for op, value in operations]
+        return position + 1, *tf.switch_case(order[position], branches)
+
+    # A loop, because XLA takes 20 s to compile four switches in a row and half a second for one in a loop.
+    positions = tf.where(draw.jitter < JITTER_PROBABILITY, len(operations), 0)
+    return tf.while_loop(lambda position, *_: position < positions, apply, (0, *planes))[1:]
+
+
+def random_grayscale(planes: Planes, draw: Draw) -> Planes:
+    """Gray for a fifth of the views."""
+    gray, *_ = grayscale.planes(planes)
+    return [tf.where(draw.grayscale < GRAYSCALE_PROBABILITY, gray, plane) for plane in planes]
+
+
+def random_blur(planes: Planes, draw: Draw, kernel_size: int) -> Planes:
+    """Gaussian blur for half of the views.
+
+    Deviation: every view has its own sigma; the reference draws one for a batch, on the device.
+    """
+    sigma = _between(draw.sigma, *BLUR_SIGMA)[None, None]
+
+    return tf.cond(
+        draw.blur < BLUR_PROBABILITY,
+        lambda: tuple(clip([_blur(plane, kernel_size, sigma) for plane in planes])),
+        lambda: tuple(planes),
+    )
+
+
+def clip(planes: Planes) -> Planes:
+    """To [0, 1]."""
+    return [tf.clip_by_value(plane, 0, 1) for plane in planes]
+
+
+def _between(uniform, low, high):
+    return low + uniform * (high - low)
+
+
+# --- Crops -----------------------------------------------------------------------------------------------------------
+
+
+def random_crop_box(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, aspect: float = 1.0) -> tf.Tensor:
+    """A random box of 10 % to all of an image's area whose width / height is 3/4 to 4/3 of `aspect`; the whole image
+    where a hundred attempts find none.
+
+    Args:
+        height, width: of the image, int scalars.
+        seed: int [2].
+        aspect: width / height of what the crop is resized to.
+
+    Returns:
+        int32 [4]: top, left, height and width of the box, in pixels.
+    """
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.stack([height, width, 3]),
+        tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+        seed,
+        min_object_covered=CROP_MIN_COVERED,
+        aspect_ratio_range=(CROP_ASPECT[0] * aspect, CROP_ASPECT[1] * aspect),
+        area_range=CROP_AREA,
+        max_attempts=CROP_ATTEMPTS,
+    )
+    return tf.concat([begin[:2], size[:2]], axis=0)
+
+
+def finetune_view(image: tf.Tensor, seed: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Random crop and flip, nothing else. Arguments as in `two_views`; returns one view of that kind."""
+    crop_seed, flip_seed = _split(seed, 2)
+    flip = tf.random.stateless_uniform([], flip_seed, alg="philox")
+    return tf.clip_by_value(_crop_and_flip(_checked(image), crop_seed, flip, image_size), 0, 1)
+
+
+def preprocess_for_eval(image: tf.Tensor, image_size: int, crop: bool = True) -> tf.Tensor:
+    """The central square of 87.5 % of the shorter side, or with `crop=False` the whole image, resized.
+
+    Deviation: without the crop the reference demands the right size; here any size is resized.
+
+    Args:
+        image: [H, W, 3], uint8 0..255 or float 0..1.
+        image_size: height and width of the result, in pixels.
+
+    Returns:
+        float32 [image_size, image_size, 3] in [0, 1].
+    """
+    image = _checked(image)
+    if crop:
+        height, width = tf.unstack(tf.shape(image)[:2])
+        shorter = tf.cast(tf.minimum(height, width), tf.float32)
+        side = tf.cast(tf.math.rint(EVAL_CROP_PROPORTION * shorter), tf.int32)  # halves go to the even neighbour
+        top, left = (height - side + 1) // 2, (width - side + 1) // 2
+        image = image[top : top + side, left : left + side]
+    return tf.clip_by_value(_resize(image, image_size), 0, 1)
+
+
+def _crop_and_flip(image, crop_seed, flip, image_size):
+    """Flipped left to right where `flip`, uniform in [0, 1), says so: before resizing, on fewer bytes."""
+    height, width = tf.unstack(tf.shape(image)[:2])
+    top, left, height, width = tf.unstack(random_crop_box(height, width, crop_seed))
+    crop = image[top : top + height, left : left + width]
+    crop = tf.raw_ops.Reverse(tensor=crop, dims=tf.stack([False, flip < FLIP_PROBABILITY, False]))
+    return _resize(crop, image_size)
+
+
+def _resize(image, image_size):
+    """Bicubic, not antialiased; uint8 becomes 0..1 afterwards, which is the same and touches fewer pixels."""
+    resized = tf.image.resize(image, [image_size, image_size], method="bicubic")
+    return tf.cast(resized, tf.float32) * (1 / 255) if image.dtype == tf.uint8 else resized
+
+
+def _checked(image):
+    image = tf.convert_to_tensor(image)
+    if image.shape.rank is not None and (image.shape.rank != 3 or image.shape[2] not in (3, None)):
+        raise ValueError(f"An image must have shape [height, width, 3]. Received: {image.shape}")
+    if image.dtype != tf.uint8 and not image.dtype.is_floating:
+        raise ValueError(f"An image must be uint8 (0..255) or float (0..1). Received: {image.dtype.name}")
+    image = tf.ensure_shape(image, [None, None, 3])
+    return image if image.dtype == tf.uint8 else tf.cast(image, tf.float32)
+
+
+def _split(seed, num):
+    """`num` independent seeds [2]. Philox everywhere: the same numbers on every device."""
+    seed = tf.convert_to_tensor(seed)
+    if not seed.shape.is_compatible_with([2]) or not seed.dtype.is_integer:
+        raise ValueError(f"A seed must be two integers. Received: {seed.shape} {seed.dtype.name}")
+    return tf.unstack(tf.random.split(seed, num, alg="philox"))

@@ -1,0 +1,103 @@
+"""The command: parses the flags, dispatches to a mode, and turns errors into exit codes (see `errors.py`)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import logging
+import os
+import sys
+import traceback
+
+from simclr_tf import options
+from simclr_tf.config import Config
+from simclr_tf.errors import ConfigError, SimclrError
+
+# mode -> (module, function), imported when asked for: TensorFlow takes seconds to import and --help does not need it.
+MODES = {
+    "train": ("simclr_tf.training", "train"),
+    "train_then_eval": ("simclr_tf.training", "train_then_eval"),
+    "eval": ("simclr_tf.evaluation", "evaluate"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's) and returns the exit code. Never raises."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(argument in options.HELP_FLAGS for argument in argv):
+        print(options.help_text())
+        return 0
+    try:
+        config = options.parse(argv)
+        _prepare_process()
+        _run(config)
+        return 0
+    except SimclrError as error:
+        print(f"simclr-tf: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("simclr-tf: interrupted before training began; nothing was lost", file=sys.stderr)
+        return 130
+    except Exception as error:
+        explained = _explain(error)
+        if explained:
+            print(f"simclr-tf: {explained}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        print("simclr-tf: this is a bug in simclr_tf; please report it with the lines above", file=sys.stderr)
+        return 1
+
+
+def _run(config: Config) -> None:
+    if config.dry_run:
+        from simclr_tf.dry_run import dry_run
+
+        print(dry_run(config))
+        return
+    if config.model_dir is None:
+        raise ConfigError(f"--mode={config.mode} needs a folder for the run. Add --model_dir=runs/<name>.")
+    config = dataclasses.replace(config, model_dir=os.path.expanduser(config.model_dir))
+    module, function = MODES[config.mode]
+    getattr(importlib.import_module(module), function)(config)
+
+
+def _prepare_process() -> None:
+    """Settings that must be made before TensorFlow is imported, and the import itself, with a clear error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # kernels' chatter; errors still reach us as exceptions
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    try:
+        with _quiet_stderr():
+            import tensorflow as tf
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise ConfigError("TensorFlow is not installed. Run: pip install 'simclr_tf[cpu]' (or [cuda], or [tpu]).") from None
+    tf.get_logger().setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _quiet_stderr():
+    """Keeps the C++ notices that TensorFlow prints while it loads, whatever its log level, off the screen."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _explain(error: Exception) -> str | None:
+    """What a user can do about `error`, or None if it is a bug of ours."""
+    if type(error).__name__ == "ResourceExhaustedError" or isinstance(error, MemoryError):
+        return (
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'an allocation failed'}. Lower "
+            "--train_batch_size or --eval_batch_size, --image_size, --width_multiplier or --resnet_depth, or use "
+            "--precision=mixed_bfloat16."
+        )
+    return None

@@ -1,0 +1,339 @@
+"""What a run is: one frozen dataclass, checked when it is made.
+
+Each field is one command-line flag (`options.py` makes the flags from this class) and carries its help, topic and
+range. Names and defaults are the reference's (google-research/simclr, TF2 code) where it has the flag; the rest are
+marked `ours` in their help topic only by not being there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from simclr_tf.errors import ConfigError
+
+RESNET_DEPTHS = (18, 34, 50, 101, 152, 200)
+CIFAR_STEM_MAX_SIZE = 32  # images up to this size get the 3x3 stem without pooling, and no evaluation crop
+
+# Modes that train, evaluate, or only look at something.
+TRAINING_MODES = ("train", "train_then_eval")
+
+
+def option(default, topic: str, help: str, *, choices=None, above=None, at_least=None, at_most=None, resumable=False):
+    """A dataclass field that is also a flag.
+
+    Args:
+      default: the flag's default; its type, or the field's annotation where it is None, is the flag's type.
+      topic: heading under which `--help` lists it.
+      help: one or two sentences for `--help`.
+      choices: for strings, the values allowed.
+      above, at_least, at_most: range of a number, checked together with being finite.
+      resumable: whether a run may be continued with another value of it.
+    """
+    metadata = dict(topic=topic, help=help, choices=choices, above=above, at_least=at_least, at_most=at_most)
+    return dataclasses.field(default=default, metadata=metadata | {"resumable": resumable})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run does. Immutable; use `dataclasses.replace` for a variant.
+
+    Raises:
+      ConfigError: a value is out of its range or two values contradict each other.
+    """
+
+    # --- Running -------------------------------------------------------------------------------------------------
+    mode: str = option(
+        "train", "Running", "What to do.", choices=("train", "eval", "train_then_eval"), resumable=True,
+    )
+    train_mode: str = option(
+        "pretrain", "Running", "Objective and trainable parts: contrastive pretraining or supervised fine-tuning.",
+        choices=("pretrain", "finetune"),
+    )
+    model_dir: str | None = option(
+        None, "Running", "Folder of the run: checkpoints, summaries, results. Created if absent.", resumable=True,
+    )
+    checkpoint: str | None = option(
+        None, "Running", "Checkpoint to start fine-tuning from: a prefix or a directory. A run that already has a "
+        "checkpoint in model_dir continues from that instead.", resumable=True,
+    )
+    seed: int = option(
+        0, "Running", "Seed of initial weights, example order and augmentation.", at_least=0, at_most=2**31 - 1,
+    )
+    dry_run: bool = option(
+        False, "Running", "Print the resolved configuration, model size, which variables decay and adapt, and steps; "
+        "then stop.", resumable=True,
+    )
+    checkpoint_epochs: int = option(
+        1, "Running", "Number of epochs between checkpoints.", at_least=1, resumable=True,
+    )
+    checkpoint_steps: int = option(
+        0, "Running", "Number of steps between checkpoints; overrides checkpoint_epochs when above 0.", at_least=0,
+        resumable=True,
+    )
+    keep_checkpoint_max: int = option(
+        5, "Running", "How many of the newest checkpoints to keep; 0 keeps all.", at_least=0, resumable=True,
+    )
+    keep_hub_module_max: int = option(
+        1, "Running", "How many of the newest exported SavedModels to keep; 0 keeps all.", at_least=0, resumable=True,
+    )
+    train_summary_steps: int = option(
+        100, "Running", "Steps between progress lines and training summaries; 0 writes them at checkpoints only.",
+        at_least=0, resumable=True,
+    )
+
+    # --- Data ----------------------------------------------------------------------------------------------------
+    dataset: str = option(
+        "imagenet2012", "Data", "Name of a TFDS data set, folder:<path> for a tree of images, or digits for the "
+        "embedded 8x8 digits.",
+    )
+    data_dir: str | None = option(None, "Data", "Directory where TFDS data sets are stored.", resumable=True)
+    train_split: str = option("train", "Data", "Split for training; slices such as train[:10%] are allowed.")
+    eval_split: str = option(
+        "validation", "Data", "Split for evaluation; slices such as test[20%:] are allowed.", resumable=True,
+    )
+    labels_per_class: int = option(
+        0, "Data", "Fine-tune on this many labelled examples of each class only, chosen by the seed; 0 uses all.",
+        at_least=0,
+    )
+    label_fraction: float = option(
+        1.0, "Data", "Fine-tune on this fraction of the labelled examples only, the same of each class (at least "
+        "one), chosen by the seed.", above=0.0, at_most=1.0,
+    )
+    max_bad_images: int = option(
+        0, "Data", "How many unreadable images to skip, counting and naming them, before giving up.", at_least=0,
+        resumable=True,
+    )
+    cache_dataset: bool = option(
+        False, "Data", "Keep the encoded images in memory.", resumable=True,
+    )
+
+    # --- Augmentation --------------------------------------------------------------------------------------------
+    image_size: int = option(224, "Augmentation", "Height and width of the network's input, in pixels.", at_least=8)
+    color_jitter_strength: float = option(
+        1.0, "Augmentation", "Strength of colour distortion while pretraining; 0 switches it off.", at_least=0.0,
+        at_most=1.25,
+    )
+    color_jitter_impl: str = option(
+        "simclrv2", "Augmentation", "Brightness jitter: multiplicative as in SimCLRv2 or additive as in SimCLRv1.",
+        choices=("simclrv1", "simclrv2"),
+    )
+    use_blur: bool = option(True, "Augmentation", "Gaussian blur of half of the views while pretraining.")
+
+    # --- Model ---------------------------------------------------------------------------------------------------
+    resnet_depth: int = option(50, "Model", "Depth of the ResNet: " + ", ".join(map(str, RESNET_DEPTHS)) + ".")
+    width_multiplier: float = option(
+        1, "Model", "Multiplier of the ResNet's width; fractions such as 0.25 are allowed.", above=0.0,
+    )
+    sk_ratio: float = option(
+        0.0, "Model", "Above 0: selective kernels and the ResNet-D stem. Recommendation: 0.0625.", at_least=0.0,
+        at_most=1.0,
+    )
+    se_ratio: float = option(0.0, "Model", "Above 0: squeeze-and-excitation.", at_least=0.0, at_most=1.0)
+    proj_head_mode: str = option(
+        "nonlinear", "Model", "How the projection head is made.", choices=("none", "linear", "nonlinear"),
+    )
+    proj_out_dim: int = option(128, "Model", "Dimensions of the projection z.", at_least=1)
+    num_proj_layers: int = option(3, "Model", "Layers of the non-linear projection head.", at_least=1)
+    batch_norm_decay: float = option(
+        0.9, "Model", "Decay of batch norm's moving statistics.", at_least=0.0, at_most=1.0,
+    )
+    global_bn: bool = option(True, "Model", "Batch-norm statistics over all replicas instead of each its own.")
+    precision: str = option(
+        "float32", "Model", "Arithmetic of the network; losses, norms and statistics stay in float32.",
+        choices=("float32", "mixed_bfloat16"),
+    )
+
+    # --- Objective -----------------------------------------------------------------------------------------------
+    temperature: float = option(0.1, "Objective", "Temperature of NT-Xent.", above=0.0)
+    hidden_norm: bool = option(True, "Objective", "Normalise z to unit length before the contrastive loss.")
+    lineareval_while_pretraining: bool = option(
+        True, "Objective", "Train a linear classifier behind a stop-gradient while pretraining, if there are labels.",
+    )
+
+    # --- Optimisation --------------------------------------------------------------------------------------------
+    optimizer: str = option("lars", "Optimisation", "Optimizer.", choices=("momentum", "adam", "lars"))
+    learning_rate: float = option(
+        0.3, "Optimisation", "Learning rate per batch size of 256 (linear scaling) or per square root of the batch "
+        "size (sqrt).", at_least=0.0,
+    )
+    learning_rate_scaling: str = option(
+        "linear", "Optimisation", "How the learning rate grows with the batch size.", choices=("linear", "sqrt"),
+    )
+    warmup_epochs: float = option(10.0, "Optimisation", "Epochs of linear warm-up.", at_least=0.0)
+    momentum: float = option(0.9, "Optimisation", "Momentum of LARS and of SGD.", at_least=0.0, at_most=1.0)
+    weight_decay: float = option(1e-6, "Optimisation", "Weight decay.", at_least=0.0)
+    train_batch_size: int = option(512, "Optimisation", "Images per training step over all replicas.", at_least=1)
+    train_epochs: int = option(100, "Optimisation", "Epochs to train.", at_least=0, resumable=True)
+    train_steps: int = option(
+        0, "Optimisation", "Steps to train; overrides train_epochs when above 0.", at_least=0, resumable=True,
+    )
+
+    # --- Fine-tuning ---------------------------------------------------------------------------------------------
+    fine_tune_after_block: int = option(
+        -1, "Fine-tuning", "Train only what lies after this block: -1 everything, 0 all after the stem, 4 the linear "
+        "head alone.", at_least=-1, at_most=4,
+    )
+    ft_proj_selector: int = option(
+        0, "Fine-tuning", "Layer of the projection head that feeds the supervised head: 0 the encoder's output, -1 "
+        "the head's last layer.", at_least=-1,
+    )
+    zero_init_logits_layer: bool = option(
+        False, "Fine-tuning", "Start the supervised head at zero when fine-tuning from a checkpoint.",
+    )
+    variable_schema: str = option(
+        "?!global_step", "Fine-tuning", "Regular expression on TF1 variable names: what to restore from "
+        "--checkpoint. The default means everything but global_step.", resumable=True,
+    )
+
+    # --- Evaluation ----------------------------------------------------------------------------------------------
+    eval_batch_size: int = option(256, "Evaluation", "Images per evaluation step.", at_least=1, resumable=True)
+    eval_steps: int = option(
+        0, "Evaluation", "Evaluation steps; 0 evaluates the whole split.", at_least=0, resumable=True,
+    )
+    eval_name: str | None = option(
+        None, "Evaluation", "Name added to the evaluation's result files and summaries.", resumable=True,
+    )
+    eval_every_epochs: int = option(
+        0, "Evaluation", "While training, evaluate every so many epochs; 0 does not.", at_least=0, resumable=True,
+    )
+    eval_timeout: float = option(
+        3600.0, "Evaluation", "In --mode=eval, seconds to wait for a new checkpoint before ending.", at_least=0.0,
+        resumable=True,
+    )
+
+    # --- Devices -------------------------------------------------------------------------------------------------
+    strategy: str = option(
+        "auto", "Devices", "How to use the devices; auto takes a TPU, else all GPUs, else the CPU.",
+        choices=("auto", "cpu", "gpu", "mirrored", "multi_worker", "tpu"), resumable=True,
+    )
+    use_tpu: bool | None = option(
+        None, "Devices", "Whether to run on TPU; by default if there is one.", resumable=True,
+    )
+    tpu_name: str | None = option(
+        None, "Devices", "Name or grpc:// address of the Cloud TPU.", resumable=True,
+    )
+    tpu_zone: str | None = option(None, "Devices", "Zone of the Cloud TPU.", resumable=True)
+    gcp_project: str | None = option(None, "Devices", "Project of the Cloud TPU.", resumable=True)
+    master: str | None = option(None, "Devices", "Address of the TensorFlow master.", resumable=True)
+    steps_per_loop: int = option(
+        0, "Devices", "Steps run on the device between two looks at the host; 0 chooses.", at_least=0, resumable=True,
+    )
+
+    # Names of the fields that were chosen rather than left at their default: an architecture that was chosen must
+    # agree with a checkpoint's, one that was not follows it.
+    given: frozenset[str] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def __post_init__(self):
+        if self.given is None:
+            chosen = frozenset(f.name for f in flag_fields() if getattr(self, f.name) != f.default)
+            object.__setattr__(self, "given", chosen)
+        for field in flag_fields():
+            _check_field(field, getattr(self, field.name))
+        _check_together(self)
+
+    @classmethod
+    def from_flags(cls, argv: list[str]) -> Config:
+        """The config of a command line, program name left out: `Config.from_flags(["--image_size=32"])`."""
+        from simclr_tf import options  # the one way back from here to the flags, and only when asked
+
+        return options.parse(argv)
+
+    # --- Arithmetic of steps, as in the reference ------------------------------------------------------------------
+    @property
+    def cifar_stem(self) -> bool:
+        return self.image_size <= CIFAR_STEM_MAX_SIZE
+
+    @property
+    def linear_eval(self) -> bool:
+        """Whether a supervised head exists (it still needs labels to be trained)."""
+        return self.train_mode != "pretrain" or self.lineareval_while_pretraining
+
+    def total_steps(self, num_examples: int) -> int:
+        """Steps of the whole training on `num_examples` images."""
+        return self.train_steps or num_examples * self.train_epochs // self.train_batch_size + 1
+
+    def warmup_steps(self, num_examples: int) -> int:
+        return int(round(self.warmup_epochs * num_examples // self.train_batch_size))
+
+    def epoch_steps(self, num_examples: int) -> int:
+        """Steps per epoch; at least one, where the reference's 0 makes it loop forever."""
+        return max(1, int(round(num_examples / self.train_batch_size)))
+
+    def checkpoint_interval(self, num_examples: int) -> int:
+        return self.checkpoint_steps or self.checkpoint_epochs * self.epoch_steps(num_examples)
+
+
+def flag_fields() -> tuple[dataclasses.Field, ...]:
+    """The fields of `Config` that are flags."""
+    return tuple(f for f in dataclasses.fields(Config) if f.metadata)
+
+
+def _check_field(field: dataclasses.Field, value) -> None:
+    """Raises ConfigError unless `value` is one that `field` allows."""
+    meta, name = field.metadata, field.name
+
+    def fail(rule: str):
+        raise ConfigError(f"--{name} {rule}. Received: --{name}={value}. {meta['help']}")
+
+    if value is None:
+        if field.default is not None:
+            fail("needs a value")
+        return
+    if meta["choices"] and value not in meta["choices"]:
+        fail("must be one of " + ", ".join(meta["choices"]))
+    if isinstance(field.default, bool) or isinstance(value, str):
+        return
+    if isinstance(field.default, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            fail("must be a number")
+        if not math.isfinite(value):
+            fail("must be a finite number")
+        if meta["above"] is not None and not value > meta["above"]:
+            fail(f"must be above {meta['above']}")
+        if meta["at_least"] is not None and not value >= meta["at_least"]:
+            fail(f"must be at least {meta['at_least']}")
+        if meta["at_most"] is not None and not value <= meta["at_most"]:
+            fail(f"must be at most {meta['at_most']}")
+
+
+def _check_together(c: Config) -> None:
+    """Raises ConfigError where values that are fine alone contradict each other."""
+
+    def rule(ok: bool, text: str, *names: str, fix: str):
+        if not ok:
+            received = " ".join(f"--{n}={getattr(c, n)}" for n in names)
+            raise ConfigError(f"{text}. Received: {received}. {fix}")
+
+    rule(c.resnet_depth in RESNET_DEPTHS, f"--resnet_depth must be one of {', '.join(map(str, RESNET_DEPTHS))}",
+         "resnet_depth", fix="Use 18 for small images, 50 for ImageNet.")
+    rule(float(64 * c.width_multiplier).is_integer(), "64 * --width_multiplier must be a whole number of channels",
+         "width_multiplier", fix="Use for example 0.25, 0.5, 1, 2 or 3.")
+    rule(c.train_mode != "pretrain" or c.fine_tune_after_block == -1,
+         "Layers are frozen in fine-tuning only: pretraining needs --fine_tune_after_block=-1",
+         "train_mode", "fine_tune_after_block", fix="Add --train_mode=finetune or drop --fine_tune_after_block.")
+    layers = {"none": 0, "linear": 1, "nonlinear": c.num_proj_layers}[c.proj_head_mode]
+    rule(c.ft_proj_selector <= layers, f"--ft_proj_selector must be -1 to {layers}, the number of projection layers",
+         "ft_proj_selector", "proj_head_mode", "num_proj_layers", fix="Use 0 for the encoder's output.")
+    rule(c.train_steps > 0 or c.train_epochs > 0 or c.mode not in TRAINING_MODES, "There must be something to train",
+         "train_steps", "train_epochs", fix="Set one of them above 0.")
+    rule(not (c.labels_per_class and c.label_fraction < 1), "Only one of them can choose the labelled examples",
+         "labels_per_class", "label_fraction", fix="Drop one.")
+    if c.train_mode == "pretrain":
+        for name in ("labels_per_class", "label_fraction"):
+            rule(name not in c.given or getattr(c, name) == Config.__dataclass_fields__[name].default,
+                 "Pretraining uses every image: labelled subsets are for fine-tuning", "train_mode", name,
+                 fix="Add --train_mode=finetune, or slice --train_split.")
+    rule(not (c.use_tpu is True and c.strategy not in ("auto", "tpu")), "--use_tpu=True contradicts --strategy",
+         "use_tpu", "strategy", fix="Drop one.")
+    rule(not (c.use_tpu is False and c.strategy == "tpu"), "--use_tpu=False contradicts --strategy=tpu",
+         "use_tpu", "strategy", fix="Drop one.")
+    if c.variable_schema != "?!global_step":  # the reference's default is not a valid expression
+        try:
+            re.compile(c.variable_schema)
+        except re.error as error:
+            raise ConfigError(
+                f"--variable_schema must be a regular expression ({error}). Received: "
+                f"--variable_schema={c.variable_schema}. Leave it out to restore everything but global_step."
+            ) from error

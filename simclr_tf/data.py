@@ -1,0 +1,314 @@
+"""From a source to batches: a pure function of (seed, epoch, example index), so that a run can begin at any step.
+
+images -> two views (pretraining), one view (fine-tuning) or the evaluation crop -> batches of a fixed size.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from simclr_tf import augment, images, sources, tfds_source
+from simclr_tf.config import CIFAR_STEM_MAX_SIZE, Config
+from simclr_tf.errors import DataError
+from simclr_tf.sources import Source
+
+log = logging.getLogger(__name__)
+
+# Second halves of the seeds, so that order, augmentation and choice of labels do not follow each other.
+_ORDER, _AUGMENTATION, _LABELS = 1, 2, 3
+
+
+def open_source(config: Config, split: str) -> Source:
+    """Opens a split of `config.dataset`. Nothing is decoded yet.
+
+    Args:
+      split: `train`, `test[20%:]`, `train[:100]`, `train+test`, ...: the notation of TFDS, on every data set.
+
+    Raises:
+      DataError: the data set or split does not exist, is empty, or cannot be prepared.
+    """
+    if config.dataset == "digits":
+        return sources.open_digits(split)
+    if config.dataset.startswith(sources.FOLDER_PREFIX):
+        return sources.open_folder(config.dataset.removeprefix(sources.FOLDER_PREFIX), split)
+    return tfds_source.open_tfds(
+        config.dataset, split, config.data_dir, hold=config.cache_dataset, download=not config.dry_run
+    )
+
+
+def open_training_source(config: Config) -> Source:
+    """`config.train_split`, reduced to the labelled examples asked for when fine-tuning."""
+    source = open_source(config, config.train_split)
+    if config.labels_per_class or config.label_fraction < 1:
+        source = labelled_subset(source, config)
+    return source
+
+
+def labelled_subset(source: Source, config: Config) -> Source:
+    """`labels_per_class` examples of each class, or `label_fraction` of each class but at least one, by the seed.
+
+    A larger subset contains the smaller ones of the same seed.
+
+    Raises:
+      DataError: there are no labels, or a class has fewer examples than asked for.
+    """
+    asked = (
+        f"--labels_per_class={config.labels_per_class}"
+        if config.labels_per_class
+        else f"--label_fraction={config.label_fraction}"
+    )
+    if source.class_names is None:
+        raise DataError(f"{asked} needs labels, and {source.name} has none. Use a data set with classes.")
+    if isinstance(source, tfds_source.StreamedSource):
+        source = source.with_labels()
+    chosen = []
+    for label, name in enumerate(source.class_names):
+        members = np.flatnonzero(source.labels == label)
+        count = config.labels_per_class or (max(1, round(config.label_fraction * len(members))) if len(members) else 0)
+        if count > len(members):
+            raise DataError(
+                f"{asked}: class {name!r} of {source.name} has only {len(members)} examples in split {source.split}. "
+                "Ask for fewer, or use a larger split."
+            )
+        order = np.random.Generator(np.random.PCG64([config.seed, _LABELS, label])).permutation(len(members))
+        chosen.append(members[order[:count]])
+    chosen = np.sort(np.concatenate(chosen))
+    return source.select(chosen, f"{asked}: {len(chosen):,} of {source.num_examples:,} examples")
+
+
+def train_batches(
+    source: Source, config: Config, start_step: int, *, batch_size: int | None = None, worker: int = 0,
+    num_workers: int = 1, bad: Collection[int] = (),
+) -> tf.data.Dataset:
+    """Endless training batches from `start_step` on; the same whether or not the steps before were drawn.
+
+    Args:
+      batch_size: examples per step over all workers; default `config.train_batch_size`. Where it exceeds the data set,
+        examples repeat within the batch, with other augmentation.
+      worker, num_workers: this worker gets rows worker * B // num_workers to (worker + 1) * B // num_workers.
+      bad: indices of unreadable examples; each is replaced by the next good one.
+
+    Returns:
+      Dataset of dict(images float32 [rows, S, S, 6] (two views along channels; when fine-tuning [rows, S, S, 3]) in
+      [0, 1], labels int32 [rows] (-1 unknown), index int64 [rows]).
+    """
+    batch, begin, end = _rows(config, batch_size, worker, num_workers)
+    instead = _replacements(source, bad)
+    size = config.image_size
+
+    def views(image, seed):
+        if config.train_mode != "pretrain":
+            return tf.ensure_shape(augment.finetune_view(image, seed, size), [size, size, 3])
+        two = augment.two_views(
+            image, seed, size, config.color_jitter_strength, config.use_blur, config.color_jitter_impl
+        )
+        return tf.ensure_shape(tf.concat(two, -1), [size, size, 6])
+
+    def example(element):
+        index, data, label = source.fetch(element, instead)
+        # The seed is that of the example due here, not of one that stands in for it: a stand-in is seen with two
+        # different augmentations in the epoch.
+        seed = tf.random.fold_in(_seed(config, _AUGMENTATION), element["epoch"], alg="philox")
+        seed = tf.random.fold_in(seed, element["index"], alg="philox")
+        return {"images": views(images.decode(data), seed), "labels": label, "index": index}
+
+    elements = source.shuffled(_seed(config, _ORDER), start_step, batch, begin, end)
+    return _batched(elements, example, end - begin)
+
+
+def eval_batches(
+    source: Source, config: Config, *, batch_size: int | None = None, start_step: int = 0, worker: int = 0,
+    num_workers: int = 1, bad: Collection[int] = (),
+) -> tf.data.Dataset:
+    """Every example once, in order, in batches of one static size; the last one is padded.
+
+    Args:
+      batch_size: default `config.eval_batch_size`.
+      start_step: batches to leave out at the beginning.
+      worker, num_workers: as for `train_batches`.
+      bad: indices of unreadable examples: they count nothing.
+
+    Returns:
+      Dataset of dict(images float32 [n, S, S, 3] in [0, 1], labels int32 [n] (-1 unknown), weights float32 [n],
+      index int64 [n]). Padding has weight 0, a black image, label 0 and index -1; a bad example weight 0 and a black
+      image.
+    """
+    batch, begin, end = _rows(config, batch_size or config.eval_batch_size, worker, num_workers)
+    size, n = config.image_size, source.num_examples
+    bad_indices = tf.constant(sorted(bad), tf.int64)
+
+    def example(element):
+        index = element["index"]
+
+        def read():
+            _, data, label = source.fetch(element, {})
+            is_bad = tf.reduce_any(tf.equal(bad_indices, index))
+            return tf.cond(is_bad, lambda: (black(), label, 0.0), lambda: (view(data), label, 1.0))
+
+        image, label, weight = tf.cond(index < 0, lambda: (black(), 0, 0.0), read)
+        return {"images": image, "labels": label, "weights": weight, "index": index}
+
+    def black():
+        return tf.zeros([size, size, 3])
+
+    def view(data):
+        image = augment.preprocess_for_eval(images.decode(data), size, crop=size > CIFAR_STEM_MAX_SIZE)
+        return tf.ensure_shape(image, [size, size, 3])
+
+    elements = source.in_order(start_step * batch, -n % batch)
+    if num_workers > 1:
+        mine = elements.enumerate().filter(lambda k, _: tf.logical_and(begin <= k % batch, k % batch < end))
+        elements = mine.map(lambda _, element: element)
+    return _batched(elements, example, end - begin)
+
+
+def _seed(config: Config, purpose: int) -> tf.Tensor:
+    return tf.constant([config.seed, purpose], tf.int32)
+
+
+def _rows(config: Config, batch_size: int | None, worker: int, num_workers: int) -> tuple[int, int, int]:
+    """The global batch size and the first and last (exclusive) row of it that are this worker's."""
+    batch = batch_size or config.train_batch_size
+    begin, end = worker * batch // num_workers, (worker + 1) * batch // num_workers
+    if begin == end:
+        raise DataError(f"A batch of {batch} leaves worker {worker} of {num_workers} nothing; raise the batch size.")
+    return batch, begin, end
+
+
+def _replacements(source: Source, bad: Collection[int]) -> dict[int, int]:
+    """For each bad index the next good one, the last one's next being the first."""
+    n, bad = source.num_examples, set(bad)
+    if len(bad) >= n:
+        raise DataError(f"{source.name}: not one image of split {source.split} can be read.")
+    instead = {}
+    for index in sorted(bad):
+        good = (index + 1) % n
+        while good in bad:
+            good = (good + 1) % n
+        instead[index] = good
+    return instead
+
+
+def _batched(elements: tf.data.Dataset, example: Callable, rows: int) -> tf.data.Dataset:
+    dataset = elements.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    options = tf.data.Options()
+    options.deterministic = True
+    # Workers were given their rows already.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.batch(rows, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+class Feed:
+    """Batches that survive up to `config.max_bad_images` unreadable images.
+
+    Images are not checked ahead of time: that would mean decoding all of them. When one cannot be read, drawing its
+    batch fails, wherever that happens. `recover` then finds out which image it was and gives a dataset that goes on
+    without it:
+
+        feed = Feed.training(source, config)
+        iterator = iter(feed.batches(step))
+        while step < total:
+            try:
+                run_some_steps(iterator)                # a tf.function: draws a batch and updates, several times
+            except tf.errors.OpError as error:
+                step = int(optimizer.iterations)        # updates before the failing one have been made, and stay
+                iterator = iter(feed.recover(error, step))
+
+    The stand-ins are chosen by index alone, so a run that is killed and finds the same bad images again, one by one,
+    trains on the same batches. Plain loops just iterate over the feed: `for batch in Feed.evaluation(source, config)`.
+
+    Attributes:
+      bad: index -> "path: reason" of the unreadable images found so far, for reports.
+    """
+
+    def __init__(self, source: Source, config: Config, make: Callable[..., tf.data.Dataset],
+                 indices: Callable[[int], list[int]]):
+        """`make(step, bad, worker, num_workers)` builds batches; `indices(step)` tells the examples due in a step."""
+        self.source = source
+        self.bad: dict[int, str] = {}
+        self._max_bad = config.max_bad_images
+        self._make = make
+        self._indices = indices
+
+    @classmethod
+    def training(cls, source: Source, config: Config, *, batch_size: int | None = None) -> "Feed":
+        batch = batch_size or config.train_batch_size
+
+        def make(step, bad, worker, num_workers):
+            return train_batches(
+                source, config, step, batch_size=batch, worker=worker, num_workers=num_workers, bad=bad
+            )
+
+        def indices(step):
+            elements = source.shuffled(_seed(config, _ORDER), step, batch, 0, batch).take(batch)
+            return [int(element["index"]) for element in elements]
+
+        return cls(source, config, make, indices)
+
+    @classmethod
+    def evaluation(cls, source: Source, config: Config, *, batch_size: int | None = None) -> "Feed":
+        batch = batch_size or config.eval_batch_size
+
+        def make(step, bad, worker, num_workers):
+            return eval_batches(
+                source, config, batch_size=batch, start_step=step, bad=bad, worker=worker, num_workers=num_workers
+            )
+
+        def indices(step):
+            return list(range(step * batch, min((step + 1) * batch, source.num_examples)))
+
+        return cls(source, config, make, indices)
+
+    def batches(self, start_step: int = 0, worker: int = 0, num_workers: int = 1) -> tf.data.Dataset:
+        """The batches from a step on (a worker's rows of them), without the images known to be bad."""
+        return self._make(start_step, frozenset(self.bad), worker, num_workers)
+
+    def recover(self, error: tf.errors.OpError, step: int, steps: int = 1) -> tf.data.Dataset:
+        """Batches from `step` on, after drawing one failed.
+
+        Args:
+          error: what was raised.
+          step: the step whose batch was not delivered.
+          steps: where only a range is known, in how many steps from `step` on to look.
+
+        Raises:
+          DataError: there are more unreadable images than `--max_bad_images`, all are named; or records are damaged.
+          tf.errors.OpError: `error` itself, if no image of these steps is to blame.
+        """
+        for at in range(step, step + steps):
+            due = set(self._indices(at)) - set(self.bad)
+            if self.bad:
+                due |= set(_replacements(self.source, self.bad).values())
+            found = self.source.find_bad(due)
+            if found:
+                self._add(found)
+                return self.batches(step)
+        if isinstance(error, (tf.errors.DataLossError, tf.errors.NotFoundError)):
+            raise tfds_source.damaged(self.source.name, error) from error
+        raise error
+
+    def _add(self, found: list[tuple[int, str, str]]) -> None:
+        self.bad |= {index: f"{key}: {reason}" for index, key, reason in found}
+        if len(self.bad) > self._max_bad:
+            raise DataError(
+                f"{len(self.bad)} unreadable images, --max_bad_images={self._max_bad} allows {self._max_bad}:\n  "
+                + "\n  ".join(self.bad.values())
+                + "\nMend or remove them, or raise --max_bad_images to skip that many."
+            )
+        for index, _, _ in found:
+            count = f"{len(self.bad)} of at most {self._max_bad}"
+            log.warning("Skipping unreadable image %s (%s)", self.bad[index], count)
+
+    def __iter__(self) -> Iterator[dict[str, tf.Tensor]]:
+        """All batches from step 0 on, recovering by itself."""
+        step, dataset = 0, self.batches()
+        while True:
+            try:
+                for batch in dataset:
+                    yield batch
+                    step += 1
+                return
+            except tf.errors.OpError as error:
+                dataset = self.recover(error, step)

@@ -1,0 +1,197 @@
+"""Evaluation of the supervised head: top-1, top-5, and the predictions themselves for whoever looks closer."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+import os
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from simclr_tf import checkpoint, data, released, restore
+from simclr_tf.config import Config, flag_fields
+from simclr_tf.errors import CheckpointError, DataError
+from simclr_tf.model import SimCLR, make_model
+from simclr_tf.strategy import distribute, make_strategy
+from simclr_tf.step import weight_decay_loss
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 5.0  # between two looks for a new checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What a model said of each example of a split, in the order of the examples.
+
+    index: int64 [n], into the source. labels: int32 [n]. top: int32 [n, k], the k most likely classes, k up to 5.
+    confidence: float32 [n], probability of the first.
+    """
+
+    index: np.ndarray
+    labels: np.ndarray
+    top: np.ndarray
+    confidence: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool [n]: the first guess was right."""
+        return self.top[:, 0] == self.labels
+
+    def top_1(self) -> float:
+        return float(self.correct.mean())
+
+    def top_5(self) -> float:
+        return float((self.top == self.labels[:, None]).any(1).mean())
+
+
+def evaluate(config: Config) -> dict | None:
+    """`--mode=eval`: evaluates `config.checkpoint` once, or else each new checkpoint in model_dir until the last.
+
+    Returns:
+      The last results (see `evaluate_and_record`), or None if there was nothing to evaluate.
+
+    Raises:
+      CheckpointError: no checkpoint came within `config.eval_timeout` seconds.
+    """
+    if config.checkpoint:
+        return _evaluate_checkpoint(config, config.checkpoint)
+    result, seen, waiting_since = None, None, time.monotonic()
+    while True:
+        prefix = checkpoint.latest(config.model_dir)
+        if prefix is not None and prefix != seen:
+            result, seen, waiting_since = _evaluate_checkpoint(config, prefix), prefix, time.monotonic()
+            if checkpoint.Metadata.read(prefix).step >= _last_step(config):
+                return result
+            continue
+        if time.monotonic() - waiting_since >= config.eval_timeout:
+            if seen is None:
+                raise CheckpointError(
+                    f"No checkpoint in {config.model_dir} within --eval_timeout={config.eval_timeout:g} seconds. "
+                    "Train first, or name one with --checkpoint."
+                )
+            log.info("No newer checkpoint for %g seconds; ending", config.eval_timeout)
+            return result
+        time.sleep(min(POLL_SECONDS, config.eval_timeout))
+
+
+def evaluate_and_record(
+    model: SimCLR, config: Config, strategy: tf.distribute.Strategy, class_names: tuple[str, ...] | None, step: int
+) -> dict | None:
+    """Evaluates `model` on `config.eval_split` and writes `result.json` and the predictions into model_dir.
+
+    Returns:
+      dict of `eval/label_top_1_accuracy`, `eval/label_top_5_accuracy`, `eval/regularization_loss`, `global_step`; or
+      None where there is no supervised head to evaluate.
+    """
+    if model.supervised_head is None:
+        log.info("Nothing to evaluate: the model has no supervised head (pretraining without labels or linear eval)")
+        return None
+    source = data.open_source(config, config.eval_split)
+    log.info("Evaluation data: %s", source.describe())
+    if source.class_names != class_names:
+        raise DataError(
+            f"The model was trained on other classes than those of {source.name}, split {source.split}: "
+            f"{len(class_names or ())} against {source.num_classes}, or other names."
+        )
+    predictions = predict(model, config, source, strategy)
+    result = {
+        "eval/regularization_loss": float(weight_decay_loss(model, config)),
+        "eval/label_top_1_accuracy": predictions.top_1(),
+        "eval/label_top_5_accuracy": predictions.top_5(),
+        "global_step": float(step),
+    }
+    log.info("Step %d on %d images of %s: top-1 %.2f %%, top-5 %.2f %%", step, len(predictions.labels),
+             config.eval_split, 100 * predictions.top_1(), 100 * predictions.top_5())
+    _record(config, result, predictions, class_names, source.ids(predictions.index), step)
+    return result
+
+
+def predict(model: SimCLR, config: Config, source, strategy: tf.distribute.Strategy) -> Predictions:
+    """Runs `model` over a source, each example once (`config.eval_steps` batches of it, if above 0)."""
+    k = min(5, model.num_classes)
+
+    @tf.autograph.experimental.do_not_convert
+    def one_batch(batch):
+        h = model.encoder(batch["images"], training=False)
+        hiddens = model.projection_head(h, training=False)
+        p = tf.nn.softmax(model.supervised_head(hiddens[model.ft_proj_selector]))
+        confidence, top = tf.math.top_k(p, k)
+        return batch["index"], batch["weights"], batch["labels"], top, confidence[:, 0]
+
+    @tf.function
+    def run(batch):
+        return strategy.run(one_batch, (batch,))
+
+    feed = data.Feed.evaluation(source, config)
+    parts = []
+    for step, batch in enumerate(feed if strategy.num_replicas_in_sync == 1 else _distributed(feed, strategy, config)):
+        if config.eval_steps and step >= config.eval_steps:
+            break
+        values = [tf.concat(strategy.experimental_local_results(v), 0).numpy() for v in run(batch)]
+        counts = values[1] > 0  # padding and unreadable images do not
+        parts.append([v[counts] for v in values])
+    index, _, labels, top, confidence = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Predictions(index, labels, top, confidence)
+
+
+def _distributed(feed: data.Feed, strategy: tf.distribute.Strategy, config: Config):
+    return distribute(strategy, config.eval_batch_size, lambda w, n: feed.batches(0, w, n))
+
+
+def _evaluate_checkpoint(config: Config, path: str) -> dict | None:
+    """Builds the model that `path` holds, fills it, evaluates it."""
+    config = restore.follow_checkpoint(config, path)
+    own = restore.own_metadata(path)
+    arch, arrays = released.inspect(path)
+    strategy = make_strategy(config)
+    with strategy.scope():
+        model = make_model(config, arch.num_classes)
+    log.info("%s", released.restore_into(model, path, schema=config.variable_schema))
+    if own is not None:
+        class_names, step = own.class_names, own.step
+    else:  # the authors' checkpoints do not name their classes: the number has to do
+        source = data.open_source(config, config.eval_split)
+        class_names = source.class_names if source.num_classes == arch.num_classes else None
+        step = 0
+    return evaluate_and_record(model, config, strategy, class_names, step)
+
+
+def _last_step(config: Config) -> int:
+    return config.train_steps or config.total_steps(data.open_training_source(config).num_examples)
+
+
+def _record(config: Config, result: dict, predictions: Predictions, class_names, ids: list[str], step: int) -> None:
+    """Writes result.json, result_<step>.json, flags.json, predictions.npz, and the TensorBoard scalars."""
+    suffix = f"_{config.eval_name}" if config.eval_name else ""
+    settings = {f.name: getattr(config, f.name) for f in flag_fields()}
+
+    def path(name):
+        return os.path.join(config.model_dir, name)
+
+    try:
+        tf.io.gfile.makedirs(config.model_dir)
+        for name, content in (("result.json", result), (f"result{suffix}_{step}.json", result), ("flags.json", settings)):
+            with tf.io.gfile.GFile(path(name), "w") as file:
+                json.dump(content, file)
+        # Through memory: a zip archive needs to seek, which remote files cannot.
+        archive = io.BytesIO()
+        np.savez_compressed(
+            archive, index=predictions.index, labels=predictions.labels, top=predictions.top,
+            confidence=predictions.confidence, ids=np.array(ids), class_names=np.array(class_names), step=step,
+        )
+        with tf.io.gfile.GFile(path(f"predictions{suffix}.npz"), "wb") as file:
+            file.write(archive.getvalue())
+        folder = path(f"eval{suffix}") if suffix else config.model_dir
+        writer = tf.summary.create_file_writer(folder)
+        with writer.as_default():
+            for tag, value in result.items():
+                if tag.startswith("eval/"):
+                    tf.summary.scalar(tag, value, step=step)
+        writer.close()
+    except (OSError, tf.errors.OpError) as error:
+        raise checkpoint.storage_error(error, f"results in {config.model_dir}") from error

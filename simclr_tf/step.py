@@ -1,0 +1,131 @@
+"""One training update: losses, gradients, optimizer. Pure functions of a model, an optimizer and a batch."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from simclr_tf import losses
+from simclr_tf.config import Config
+from simclr_tf.lars import LARS
+from simclr_tf.model import NamedVariable, SimCLR, named_variables
+from simclr_tf.schedule import WarmupCosine
+
+
+def make_schedule(config: Config, num_examples: int) -> WarmupCosine:
+    """The learning-rate schedule of a run on `num_examples` training images."""
+    return WarmupCosine(
+        config.learning_rate, config.learning_rate_scaling, config.train_batch_size,
+        config.warmup_steps(num_examples), config.total_steps(num_examples),
+    )
+
+
+def make_optimizer(config: Config, model: SimCLR, num_examples: int) -> keras.optimizers.Optimizer:
+    """The optimizer of a run, built for the model's trainable variables.
+
+    LARS leaves batch norm, biases and the supervised head without decay and trust ratio, as the reference does.
+    """
+    schedule = make_schedule(config, num_examples)
+    trained = trainable(model)
+    if config.optimizer == "lars":
+        excluded = {id(item.variable) for item in trained if excluded_from_lars(item)}
+        optimizer = LARS(
+            schedule, momentum=config.momentum, weight_decay=config.weight_decay,
+            exclude=lambda variable: id(variable) in excluded,
+        )
+    elif config.optimizer == "momentum":
+        optimizer = keras.optimizers.SGD(schedule, momentum=config.momentum, nesterov=True)
+    else:
+        optimizer = keras.optimizers.Adam(schedule)
+    optimizer.build([item.variable for item in trained])
+    return optimizer
+
+
+def trainable(model: SimCLR) -> list[NamedVariable]:
+    """The variables that training changes by gradient."""
+    return [item for item in named_variables(model) if item.variable.trainable]
+
+
+def excluded_from_lars(item: NamedVariable) -> bool:
+    """Whether LARS gives `item` neither weight decay nor a trust ratio."""
+    return item.is_norm or item.is_bias or item.in_supervised_head
+
+
+def decayed_in_loss(item: NamedVariable, config: Config) -> bool:
+    """Whether weight decay of `item` is a term of the loss. LARS decays inside, except the supervised head."""
+    if config.optimizer == "lars":
+        return item.in_supervised_head and not item.is_bias
+    return not item.is_norm
+
+
+def train_step(model: SimCLR, optimizer: keras.optimizers.Optimizer, images, labels, config: Config) -> dict:
+    """One update of `model`. Works eagerly, in a `tf.function`, and under `strategy.run`.
+
+    Args:
+      images: float32 in [0, 1], [n, H, W, 6] in pretraining (two views along the channels), [n, H, W, 3] in
+        fine-tuning. In a replica context, the replica's part of the batch.
+      labels: int [n], or None in pretraining without linear evaluation.
+
+    Returns:
+      Scalars `contrastive`, `supervised`, `weight_decay` and `total` (0 where a term does not apply), of this
+      replica, before the update.
+    """
+    terms, _ = update(model, optimizer, images, labels, config)
+    return terms
+
+
+def update(model, optimizer, images, labels, config) -> tuple[dict, dict]:
+    """`train_step`, returning the metrics of the step as well."""
+    trained = trainable(model)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        # Only what is trained is watched, so that nothing is differentiated below frozen layers.
+        for item in trained:
+            tape.watch(item.variable.value)
+        terms, metrics = forward(model, images, labels, config)
+        # Gradients are summed over replicas when they are applied.
+        loss = terms["total"] / replicas
+    gradients = tape.gradient(loss, [item.variable.value for item in trained])
+    # Layers that do not take part (a projection head that fine-tuning leaves out) have no gradient.
+    pairs = [(g, item.variable) for g, item in zip(gradients, trained, strict=True) if g is not None]
+    optimizer.apply_gradients(pairs)
+    return terms, metrics
+
+
+def forward(model: SimCLR, images, labels, config: Config) -> tuple[dict, dict]:
+    """Loss terms and metrics of a training batch; see `train_step` for the arguments."""
+    zero = tf.zeros([])
+    terms = dict(contrastive=zero, supervised=zero)
+    metrics = {}
+    pretraining = config.train_mode == "pretrain"
+    if pretraining:
+        images = tf.concat(tf.split(images, 2, axis=-1), 0)  # [n, H, W, 6] -> [2n, H, W, 3], view 1 first
+    # Fine-tuning the classifier alone leaves the network below it as it is, its moving statistics too.
+    training = pretraining or config.fine_tune_after_block < 4
+    h = model.encoder(images, training=training)
+    hiddens = model.projection_head(h, training=training)
+    if pretraining:
+        terms["contrastive"], logits_ab = losses.nt_xent_and_logits(
+            hiddens[-1], config.temperature, config.hidden_norm
+        )
+        metrics["contrast_acc"], metrics["contrast_entropy"] = losses.contrastive_metrics(logits_ab)
+    if model.supervised_head is not None and labels is not None:
+        hidden = hiddens[model.ft_proj_selector]
+        if pretraining:
+            hidden = tf.stop_gradient(hidden)  # the classifier watches; it must not teach
+            labels = tf.concat([labels, labels], 0)
+        logits = model.supervised_head(hidden)
+        terms["supervised"] = losses.supervised_loss(labels, logits)
+        hits = tf.equal(tf.argmax(logits, 1), tf.cast(labels, tf.int64))
+        metrics["supervised_acc"] = tf.reduce_mean(tf.cast(hits, tf.float32))
+    terms["weight_decay"] = weight_decay_loss(model, config)
+    terms["total"] = terms["contrastive"] + terms["supervised"] + terms["weight_decay"]
+    return terms, metrics
+
+
+def weight_decay_loss(model: SimCLR, config: Config) -> tf.Tensor:
+    """The weight-decay term of the loss, scalar float32."""
+    decayed = [item.variable.value for item in trainable(model) if decayed_in_loss(item, config)]
+    if not decayed:
+        return tf.zeros([])
+    return config.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in decayed])

@@ -1,0 +1,218 @@
+"""The training loop, to be read from top to bottom.
+
+images -> two views -> encoder h -> projection z -> NT-Xent -> LARS, with a checkpoint every so often.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from simclr_tf import checkpoint, data, evaluation, options, restore
+from simclr_tf.config import Config
+from simclr_tf.errors import ConfigError, DataError
+from simclr_tf.interrupts import Interrupts
+from simclr_tf.model import SimCLR, make_model
+from simclr_tf.strategy import describe, distribute, make_strategy
+from simclr_tf.summaries import Progress, Summaries
+from simclr_tf.step import make_optimizer, make_schedule, update
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config) -> SimCLR:
+    """Trains, from where `config.model_dir` was left, to the end; returns the model.
+
+    Raises:
+      SimclrError: see `errors.py`; `Interrupted` after a signal, with a checkpoint saved.
+    """
+    return _train(config)[0]
+
+
+def train_then_eval(config: Config) -> dict:
+    """Trains, then evaluates the last checkpoint; returns its results."""
+    model, config, strategy, source, total = _train(config)
+    return evaluation.evaluate_and_record(model, config, strategy, source.class_names, total)
+
+
+def _train(config: Config):
+    make_folder(config.model_dir)
+    source = data.open_training_source(config)
+    log.info("Training data: %s", source.describe())
+    origin = checkpoint.latest(config.model_dir) or config.checkpoint
+    if origin:
+        config = restore.follow_checkpoint(config, origin)
+    strategy = make_strategy(config)
+    log.info("Devices: %s", describe(strategy))
+    total = config.total_steps(source.num_examples)
+    schedule = make_schedule(config, source.num_examples)
+    with strategy.scope():
+        model = make_model(config, source.num_classes)
+        optimizer = make_optimizer(config, model, source.num_examples)
+        state = checkpoint.training_state(model, optimizer)
+        step = _begin(config, model, state, source)
+    _announce(config, source, model, step, total)
+    _write_flags(config)
+
+    run_steps, tags = make_loop(model, optimizer, config, strategy)
+    feed = data.Feed.training(source, config)
+
+    def iterator_from(step):
+        return iter(distribute(strategy, config.train_batch_size, lambda w, n: feed.batches(step, w, n)))
+
+    iterator = iterator_from(step)
+    summaries = Summaries(config.model_dir, step)
+    progress = Progress(step, total, config.train_batch_size, config.epoch_steps(source.num_examples))
+    intervals = _intervals(config, source.num_examples)
+    pending: list[np.ndarray] = []  # rows of metrics since the last summary
+
+    with Interrupts() as interrupts:
+        while step < total:
+            until = min([total, *(_next_multiple(step, every) for every in intervals.values() if every)])
+            until = min(until, step + _steps_per_loop(config, strategy))
+            started = time.perf_counter()
+            try:
+                pending.append(run_steps(iterator, tf.constant(until - step)).numpy())
+                step = until
+            except tf.errors.OpError as error:
+                # An unreadable image: the steps before its batch are done and stay.
+                step = int(optimizer.iterations.numpy())
+                feed.recover(error, step)
+                iterator = iterator_from(step)
+                continue
+            progress.advance(step, time.perf_counter() - started)
+
+            due = {name for name, every in intervals.items() if every and step % every == 0}
+            ending = step == total or interrupts.signal is not None
+            if ending or due & {"summary", "checkpoint"}:
+                values = dict(zip(tags, np.concatenate(pending).mean(0).tolist(), strict=True))
+                values["learning_rate"] = float(schedule(step))
+                values["images_per_second"] = progress.images_per_second
+                summaries.scalars(step, values)
+                progress.show(values, last=ending)
+                pending.clear()
+            if ending or "checkpoint" in due:
+                checkpoint.save(config.model_dir, step, state, config, source.class_names)
+                checkpoint.prune(config.model_dir, config.keep_checkpoint_max)
+                summaries.views(step, _some_views(feed, step - 1))
+            if "eval" in due and step < total:
+                result = evaluation.evaluate_and_record(model, config, strategy, source.class_names, step)
+                summaries.scalars(step, {k: v for k, v in result.items() if k.startswith("eval/")})
+            if interrupts.signal and step < total:
+                interrupts.stop(f"saved a checkpoint at step {step} of {total}; the same command goes on from there")
+    log.info("Training complete: %d steps. Checkpoints are in %s", total, config.model_dir)
+    return model, config, strategy, source, total
+
+
+def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.Strategy):
+    """A compiled `run_steps(iterator, n) -> float32 [n, metrics]` and the TensorBoard tags of the metrics."""
+    tags = ["train/total_loss", "train/weight_decay"]
+    if config.train_mode == "pretrain":
+        tags += ["train/contrast_loss", "train/contrast_acc", "train/contrast_entropy"]
+    supervised = model.supervised_head is not None
+    if supervised:
+        tags += ["train/supervised_loss", "train/supervised_acc"]
+
+    @tf.autograph.experimental.do_not_convert
+    def one_step(batch):
+        labels = batch["labels"] if supervised else None
+        terms, metrics = update(model, optimizer, batch["images"], labels, config)
+        named = {"train/total_loss": terms["total"], "train/weight_decay": terms["weight_decay"],
+                 "train/contrast_loss": terms["contrastive"], "train/supervised_loss": terms["supervised"]}
+        named |= {f"train/{name}": value for name, value in metrics.items()}
+        return tf.stack([named[tag] for tag in tags])
+
+    @tf.function
+    def run_steps(iterator, n):
+        rows = tf.TensorArray(tf.float32, n, element_shape=[len(tags)])
+        for i in tf.range(n):
+            row = strategy.run(one_step, (next(iterator),))
+            rows = rows.write(i, strategy.reduce(tf.distribute.ReduceOp.MEAN, row, axis=None))
+        return rows.stack()
+
+    return run_steps, tags
+
+
+def make_folder(path: str) -> None:
+    """Creates the run's folder.
+
+    Raises:
+      ConfigError: `path` cannot be a folder.
+      StorageError: it cannot be written.
+    """
+    try:
+        tf.io.gfile.makedirs(path)
+    except tf.errors.OpError as error:
+        if isinstance(error, (tf.errors.FailedPreconditionError, tf.errors.AlreadyExistsError)):
+            raise ConfigError(f"--model_dir must be a folder. Received: --model_dir={path}, which is a file.") from error
+        raise checkpoint.storage_error(error, f"the folder {path}") from error
+    if not tf.io.gfile.isdir(path):
+        raise ConfigError(f"--model_dir must be a folder. Received: --model_dir={path}, which is a file.")
+
+
+def _begin(config: Config, model: SimCLR, state: dict, source) -> int:
+    """Fills the model and optimizer from the run's checkpoint or from --checkpoint; returns the step."""
+    step = restore.resume(config.model_dir, state, config, source.class_names)
+    if step == 0 and config.train_mode == "finetune" and model.supervised_head is None:
+        raise DataError(f"Fine-tuning needs labels, and {source.name} has none. Use a data set with classes.")
+    if step == 0 and config.checkpoint:
+        restore.restore_weights(model, config, source.class_names)
+    if step == 0 and config.zero_init_logits_layer and model.supervised_head is not None:
+        log.info("The supervised head starts at zero")
+        for variable in model.supervised_head.variables:
+            variable.assign(tf.zeros_like(variable))
+    return step
+
+
+def _announce(config: Config, source, model: SimCLR, step: int, total: int) -> None:
+    if config.train_mode == "pretrain" and config.lineareval_while_pretraining and source.class_names is None:
+        log.info("Linear evaluation is off: the data has no labels")
+    if config.train_mode == "finetune" and not config.checkpoint:
+        log.info("No --checkpoint: training from scratch")
+    warmup = config.warmup_steps(source.num_examples)
+    if warmup >= total:
+        log.warning(
+            "WARNING: warm-up takes %d steps of %d: the learning rate never reaches its peak. Lower --warmup_epochs.",
+            warmup, total,
+        )
+    log.info(
+        "ResNet-%d, %.1f M parameters; %d steps to go of %d, %d per epoch, batch %d", config.resnet_depth,
+        model.count_params() / 1e6, max(0, total - step), total, config.epoch_steps(source.num_examples),
+        config.train_batch_size,
+    )
+
+
+def _write_flags(config: Config) -> None:
+    """Leaves the resolved flags where `run.py --flagfile=<model_dir>/flags.flags` repeats the run."""
+    try:
+        with tf.io.gfile.GFile(os.path.join(config.model_dir, "flags.flags"), "w") as file:
+            file.write(options.to_flagfile(config))
+    except (OSError, tf.errors.OpError) as error:
+        raise checkpoint.storage_error(error, f"flags.flags in {config.model_dir}") from error
+
+
+def _intervals(config: Config, num_examples: int) -> dict[str, int]:
+    """Every how many steps something is due; 0 is never."""
+    return {
+        "checkpoint": config.checkpoint_interval(num_examples),
+        "summary": config.train_summary_steps,
+        "eval": config.eval_every_epochs * config.epoch_steps(num_examples),
+    }
+
+
+def _next_multiple(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+def _steps_per_loop(config: Config, strategy: tf.distribute.Strategy) -> int:
+    """How many steps to run between two looks at signals. On a CPU a look costs nothing beside a step."""
+    on_cpu = not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU")
+    return config.steps_per_loop or (1 if on_cpu else 20)
+
+
+def _some_views(feed: data.Feed, step: int) -> np.ndarray:
+    return next(iter(feed.batches(step)))["images"].numpy()
