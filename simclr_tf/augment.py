@@ -130,9 +130,10 @@ def _blur(plane, kernel_size, sigma):
         paddings = np.zeros([plane.shape.rank, 2], int)
         paddings[axis] = radius
         padded = tf.pad(plane, paddings)
-        shifts = [padded[..., k : k + length] if axis == -1 else padded[..., k : k + length, :]
-                  for k in range(2 * radius + 1)]
-        plane = sum(weights[..., k : k + 1] * shift for k, shift in enumerate(shifts))
+        plane = 0.0
+        for k in range(2 * radius + 1):
+            shifted = padded[..., k : k + length] if axis == -1 else padded[..., k : k + length, :]
+            plane += weights[..., k : k + 1] * shifted
     return plane
 
 
@@ -212,7 +213,7 @@ def distort(
     """Second stage of `two_views`: colour distortion and blur of n views, each by its own draws.
 
     Compiled by XLA, which fuses each operation into one pass over the pixels: several times the speed of single
-    kernels. n is part of the compiled shape, so keep it constant; a view's pixels do not depend on n.
+    kernels. It compiles (for about a second) for every n and S anew; a view's pixels do not depend on n.
 
     Args:
         crops: float32 [n, S, S, 3], static shape.
@@ -289,7 +290,6 @@ def random_blur(planes: Planes, draw: Draw, kernel_size: int) -> Planes:
     Deviation: every view has its own sigma; the reference draws one for a batch, on the device.
     """
     sigma = _between(draw.sigma, *BLUR_SIGMA)[None, None]
-
     return tf.cond(
         draw.blur < BLUR_PROBABILITY,
         lambda: tuple(clip([_blur(plane, kernel_size, sigma) for plane in planes])),

@@ -1,7 +1,9 @@
 """Batch normalisation as the reference computes it, as fast as the backend allows.
 
 It differs from `keras.layers.BatchNormalization` in three ways that matter here:
-* on TensorFlow with one replica it is one fused kernel with float32 statistics, also for bfloat16 activations;
+* on TensorFlow, in float32, it is the reference's formula operation by operation, because a contrastive network on a
+  small batch amplifies another rounding of the statistics to whole per cents of the loss within a few steps
+  (docs/parity.md); for bfloat16 activations it is one fused kernel with float32 statistics;
 * with several replicas the statistics are those of the global batch (`synchronized`) or each replica's own;
 * freezing its parameters (`trainable = False`) does not freeze its moving statistics: only `training=False` does,
   as in both versions of the reference when fine-tuning after a block.
@@ -60,9 +62,13 @@ class BatchNorm(keras.layers.Layer):
             axes = tuple(range(len(x.shape) - 1))
             mean, variance = ops.moments(ops.cast(x, "float32"), axes)
             y = self._normalize(x, mean, variance, beta)
-        elif self.synchronized and tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            mean, variance = _global_moments(x)
-            y = self._normalize(x, mean, variance, beta)
+        elif (self.synchronized and _replicas() > 1) or x.dtype == tf.float32:
+            mean, variance = _global_moments(x) if self.synchronized else _local_moments(x)
+            y = tf.nn.batch_normalization(
+                tf.cast(x, tf.float32), mean, variance, ops.convert_to_tensor(beta), ops.convert_to_tensor(self.gamma),
+                EPSILON,
+            )
+            y = tf.cast(y, x.dtype)
         else:
             y, mean, variance = _fused(x, ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(beta))
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -101,10 +107,23 @@ def _global_moments(x):
     """Mean and biased variance over all replicas' rows, `[C]` float32 each. Differentiable through the sum."""
     x = tf.cast(x, tf.float32)
     axes = list(range(len(x.shape) - 1))
-    count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
-    local = tf.stack([tf.reduce_sum(x, axes), tf.reduce_sum(tf.square(x), axes), tf.fill([x.shape[-1]], count)])
-    total, total_of_squares, counts = tf.unstack(
-        tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, local)
-    )
-    mean = total / counts
-    return mean, total_of_squares / counts - tf.square(mean)
+    # TensorFlow's graph optimizer adds up the three gradients that `x` gets in the alphabetical order of their names,
+    # and in float32 the order tells. The reference's has "batchnorm" before "moments"; so has this.
+    with tf.name_scope("moments"):
+        sums = [tf.reduce_sum(v, axes, keepdims=True) for v in (x, tf.square(x), tf.ones_like(x))]
+        if _replicas() > 1:
+            context = tf.distribute.get_replica_context()
+            sums = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(sums)))
+        total, total_of_squares, count = sums
+        mean = total / count
+        variance = total_of_squares / count - tf.square(mean)
+        return tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+
+
+def _local_moments(x):
+    """Mean and biased variance over this replica's rows, `[C]` float32 each."""
+    return tf.nn.moments(tf.cast(x, tf.float32), list(range(len(x.shape) - 1)))
+
+
+def _replicas():
+    return tf.distribute.get_strategy().num_replicas_in_sync

@@ -19,6 +19,7 @@ MODES = {
     "train": ("simclr_tf.training", "train"),
     "train_then_eval": ("simclr_tf.training", "train_then_eval"),
     "eval": ("simclr_tf.evaluation", "evaluate"),
+    "demo": ("simclr_tf.demo", "demo"),
 }
 
 

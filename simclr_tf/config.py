@@ -17,7 +17,7 @@ RESNET_DEPTHS = (18, 34, 50, 101, 152, 200)
 CIFAR_STEM_MAX_SIZE = 32  # images up to this size get the 3x3 stem without pooling, and no evaluation crop
 
 # Modes that train, evaluate, or only look at something.
-TRAINING_MODES = ("train", "train_then_eval")
+TRAINING_MODES = ("train", "train_then_eval", "demo")
 
 
 def option(default, topic: str, help: str, *, choices=None, above=None, at_least=None, at_most=None, resumable=False):
@@ -45,7 +45,7 @@ class Config:
 
     # --- Running -------------------------------------------------------------------------------------------------
     mode: str = option(
-        "train", "Running", "What to do.", choices=("train", "eval", "train_then_eval"), resumable=True,
+        "train", "Running", "What to do.", choices=("train", "eval", "train_then_eval", "demo"), resumable=True,
     )
     train_mode: str = option(
         "pretrain", "Running", "Objective and trainable parts: contrastive pretraining or supervised fine-tuning.",

@@ -216,6 +216,9 @@ class Feed:
                 step = int(optimizer.iterations)        # updates before the failing one have been made, and stay
                 iterator = iter(feed.recover(error, step))
 
+    Inside the tf.function nothing orders a counter's increase after the draw: an update has to be made under
+    `tf.control_dependencies(tf.nest.flatten(batch))`, or the counter may be one ahead of the batch that failed.
+
     The stand-ins are chosen by index alone, so a run that is killed and finds the same bad images again, one by one,
     trains on the same batches. Plain loops just iterate over the feed: `for batch in Feed.evaluation(source, config)`.
 

@@ -145,7 +145,7 @@ def _distributed(feed: data.Feed, strategy: tf.distribute.Strategy, config: Conf
 
 def _evaluate_checkpoint(config: Config, path: str) -> dict | None:
     """Builds the model that `path` holds, fills it, evaluates it."""
-    config = restore.follow_checkpoint(config, path)
+    config = restore.follow_checkpoint(config, path, restore.TO_EVALUATE)
     own = restore.own_metadata(path)
     arch, arrays = released.inspect(path)
     strategy = make_strategy(config)

@@ -41,7 +41,7 @@ def decode(data: tf.Tensor) -> tf.Tensor:
       PNG files give exactly what `tf.io.decode_image(data, channels=3)` gives.
 
     Raises:
-      tf.errors.OpError: the bytes are not a whole image of a sane size.
+      tf.errors.OpError: the bytes are not a whole image of a sane size (eagerly also DataError).
     """
     head = tf.strings.substr(data, 0, _HEAD_BYTES)
 
@@ -49,8 +49,7 @@ def decode(data: tf.Tensor) -> tf.Tensor:
         return tf.strings.regex_full_match(head, pattern)
 
     def pillow():
-        # No pure function of a tensor for TensorFlow, so it must not move the op: `stateful` stays True.
-        return tf.numpy_function(decode_with_pillow, [data], tf.uint8)
+        return tf.numpy_function(_decode_object, [data], tf.uint8)
 
     def jpeg():
         height, width, channels = tf.unstack(tf.cast(tf.io.extract_jpeg_shape(data), tf.int64))
@@ -95,6 +94,12 @@ def decode_with_pillow(data: bytes) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, AttributeError) as error:
         # The last ones are what Pillow's parsers of damaged files end in.
         raise DataError(f"damaged image ({error})") from error
+
+
+@tf.autograph.experimental.do_not_convert
+def _decode_object(data: bytes | np.ndarray) -> np.ndarray:
+    """`numpy_function` passes bytes in a graph and an array of one object eagerly."""
+    return decode_with_pillow(data if isinstance(data, bytes) else data.item())
 
 
 def _too_large(size: str) -> str:

@@ -44,11 +44,14 @@ def nt_xent_and_logits(z, temperature=0.1, normalize=True):
     own = ops.one_hot(positives, ops.shape(all_a)[0], dtype="float32") * MASKED  # [N, M]
 
     def similarity(x, y):
-        return ops.matmul(x, ops.transpose(y)) / temperature
+        return _products(x, y) / temperature
 
+    # [N, M] each. The order is the reference's: gradients are added up in it, and in float32 the order tells.
+    logits_aa = similarity(a, all_a) - own
+    logits_bb = similarity(b, all_b) - own
     logits_ab = similarity(a, all_b)
-    logits_a = ops.concatenate([logits_ab, similarity(a, all_a) - own], axis=1)  # [N, 2M]
-    logits_b = ops.concatenate([similarity(b, all_a), similarity(b, all_b) - own], axis=1)
+    logits_a = ops.concatenate([logits_ab, logits_aa], axis=1)  # [N, 2M]
+    logits_b = ops.concatenate([similarity(b, all_a), logits_bb], axis=1)
     return ops.mean(_cross_entropy(positives, logits_a) + _cross_entropy(positives, logits_b)), logits_ab
 
 
@@ -77,6 +80,11 @@ def l2_normalize(z):
 
 def _cross_entropy(labels, logits):
     return keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+
+
+def _products(x, y):
+    """`x @ y.T`. TensorFlow's own form, where there is one: its gradient is rounded as the reference's."""
+    return ops.matmul(x, ops.transpose(y)) if tf is None else tf.matmul(x, y, transpose_b=True)
 
 
 # --- TensorFlow's replicas; other backends see the global batch as one array ----------------------------------------

@@ -15,19 +15,21 @@ from simclr_tf.model import SimCLR
 
 log = logging.getLogger(__name__)
 
-# Settings that a run's own checkpoint supplies where flags don't, besides what its weights show.
-_FOLLOWED = ("image_size", "precision")
+# Settings that a run's own checkpoint supplies where flags don't, besides what its weights show: to build on it,
+# and to evaluate it as the run itself would.
+TO_BUILD_ON = ("image_size", "precision")
+TO_EVALUATE = (*TO_BUILD_ON, "ft_proj_selector", "optimizer", "train_mode", "weight_decay")
 
 
-def follow_checkpoint(config: Config, path: str) -> Config:
-    """`config` with the architecture (and, from our own checkpoints, the image size) of `path` where not chosen.
+def follow_checkpoint(config: Config, path: str, settings: tuple[str, ...] = TO_BUILD_ON) -> Config:
+    """`config` with the architecture of `path` and, if it is one of ours, its `settings`, where not chosen.
 
     Raises:
       CheckpointError: `path` is no checkpoint, or chosen settings contradict it.
     """
     own = own_metadata(path)
     if own is not None:
-        changes = {name: own.settings[name] for name in _FOLLOWED
+        changes = {name: own.settings[name] for name in settings
                    if name not in config.given and name in own.settings}
         config = dataclasses.replace(config, **changes)
     arch, arrays = released.inspect(path)

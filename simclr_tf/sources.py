@@ -108,7 +108,7 @@ class Source:
         """
         try:
             return images.decode(self.read(tf.constant(index, tf.int64))[0]).numpy()
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, DataError) as error:
             raise DataError(f"{self.keys[index]}: {self._reason(index, error)}") from error
 
     def find_bad(self, indices: Iterable[int]) -> list[tuple[int, str, str]]:
@@ -117,12 +117,14 @@ class Source:
         for index in sorted({int(i) for i in indices}):
             try:
                 images.decode(self.read(tf.constant(index, tf.int64))[0])
-            except tf.errors.OpError as error:
+            except (tf.errors.OpError, DataError) as error:
                 bad.append((index, self.keys[index], self._reason(index, error)))
         return bad
 
-    def _reason(self, index: int, error: tf.errors.OpError) -> str:
+    def _reason(self, index: int, error: tf.errors.OpError | DataError) -> str:
         """Why example `index` failed, in a few words."""
+        if isinstance(error, DataError):
+            return str(error)
         if isinstance(error, tf.errors.NotFoundError):
             return "no such file"
         try:

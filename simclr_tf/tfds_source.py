@@ -97,6 +97,7 @@ def _prepared(name: str, data_dir: str | None, download: bool) -> tfds.core.Data
     try:
         with _quiet():
             builder = tfds.builder(name, data_dir=folder)
+            prepared = builder.is_prepared()
     except tfds.core.registered.DatasetNotFoundError as error:
         near = difflib.get_close_matches(name.split("/")[0].split(":")[0], tfds.list_builders(), n=3)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -106,7 +107,7 @@ def _prepared(name: str, data_dir: str | None, download: bool) -> tfds.core.Data
         ) from error
     except Exception as error:  # whatever a builder's constructor raises: wrong version or config, missing package
         raise DataError(f"--dataset={name} cannot be opened by TFDS: {' '.join(str(error).split())}") from error
-    if builder.is_prepared():
+    if prepared:
         return builder
     fix = f"--data_dir must be the folder that holds {builder.name}/."
     if os.path.basename(os.path.normpath(folder)) == builder.name:

@@ -130,7 +130,10 @@ def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.
     def run_steps(iterator, n):
         rows = tf.TensorArray(tf.float32, n, element_shape=[len(tags)])
         for i in tf.range(n):
-            row = strategy.run(one_step, (next(iterator),))
+            batch = next(iterator)
+            # Nothing else keeps the step counter from being raised before a batch that then cannot be drawn.
+            with tf.control_dependencies(tf.nest.flatten(strategy.experimental_local_results(batch))):
+                row = strategy.run(one_step, (batch,))
             rows = rows.write(i, strategy.reduce(tf.distribute.ReduceOp.MEAN, row, axis=None))
         return rows.stack()
 
