@@ -21,6 +21,7 @@ MODES = {
     "eval": ("simclr_tf.evaluation", "evaluate"),
     "demo": ("simclr_tf.demo", "demo"),
 }
+REPORTED = ("train", "train_then_eval", "eval")  # modes that end with a report.html; the demo writes its own
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,6 +62,18 @@ def _run(config: Config) -> None:
     config = dataclasses.replace(config, model_dir=os.path.expanduser(config.model_dir))
     module, function = MODES[config.mode]
     getattr(importlib.import_module(module), function)(config)
+    if config.mode in REPORTED:
+        _report(config)
+
+
+def _report(config: Config) -> None:
+    """Writes the run's `report.html`, with the settings that the run resolved to."""
+    from simclr_tf import report
+
+    resolved = os.path.join(config.model_dir, "flags.flags")
+    if os.path.exists(resolved):
+        config = options.parse([f"--flagfile={resolved}", f"--model_dir={config.model_dir}"])
+    logging.info("Report: %s", report.write_report(config))
 
 
 def _prepare_process() -> None:

@@ -87,3 +87,15 @@ def test_of_a_model_excludes_norms_biases_and_the_supervised_head():
     }
     assert adapted == expected
     assert len(adapted) == 21 + 2 * 8 + 3  # convolutions, squeeze-excitation, projection head
+
+
+def test_the_trust_ratio_is_taken_after_the_decay():
+    """One step on paper, with a decay large enough to tell: u = g + decay w, w - lr * eeta |w| / |u| * u."""
+    w, g = np.array([3.0, -4.0]), np.array([1.0, 2.0])
+    variable = keras.Variable(w)
+    optimizer = LARS(0.5, momentum=0.0, weight_decay=0.8)
+    optimizer.build([variable])
+    optimizer.apply([keras.ops.convert_to_tensor(g, "float32")], [variable])
+    u = g + 0.8 * w
+    expected = w - 0.5 * 0.001 * np.linalg.norm(w) / np.linalg.norm(u) * u
+    np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-6)

@@ -59,7 +59,7 @@ FAULTS = [
           "        if not self.classic_momentum:", "tests/golden/lars_golden_test.py"),
     Fault("decay after the trust ratio", "lars.py", "ratio = self._trust_ratio(variable, gradient) if adapt else 1.0",
           "ratio = self._trust_ratio(variable, gradient - self.l2_decay * variable) if adapt else 1.0",
-          "tests/lars_test.py -k keras_decoupled"),
+          "tests/lars_test.py -k after_the_decay"),
     Fault("momentum SGD without Nesterov", "step.py", "momentum=config.momentum, nesterov=True",
           "momentum=config.momentum, nesterov=False", TRAJECTORY + "after_block2"),
     Fault("padding: strided convolutions pad as TensorFlow's SAME", "resnet.py", "before = (kernel_size - 1) // 2",
