@@ -124,7 +124,7 @@ def storage_error(error: Exception, what: str) -> StorageError:
     return StorageError(f"Could not write {what}: {reason}. Checkpoints written before it are intact.")
 
 
-# --- Finding and restoring ---------------------------------------------------------------------------------------------
+# --- Finding and restoring -------------------------------------------------------------------------------------------
 
 
 def checkpoints(model_dir: str) -> list[str]:
@@ -216,7 +216,7 @@ def check_same_settings(config: Config, metadata: Metadata, allowed: frozenset[s
         )
 
 
-# --- Details -----------------------------------------------------------------------------------------------------------
+# --- Details ---------------------------------------------------------------------------------------------------------
 
 
 def _settings(config: Config) -> dict:

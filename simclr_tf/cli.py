@@ -88,7 +88,9 @@ def _prepare_process() -> None:
     except ModuleNotFoundError as error:
         if error.name != "tensorflow":
             raise
-        raise ConfigError("TensorFlow is not installed. Run: pip install 'simclr_tf[cpu]' (or [cuda], or [tpu]).") from None
+        raise ConfigError(
+            "TensorFlow is not installed. Run: pip install 'simclr_tf[cpu]' (or [cuda], or [tpu])."
+        ) from None
     tf.get_logger().setLevel(logging.ERROR)
 
 

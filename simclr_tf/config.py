@@ -255,11 +255,11 @@ class Config:
         return self.train_steps or num_examples * self.train_epochs // self.train_batch_size + 1
 
     def warmup_steps(self, num_examples: int) -> int:
-        return int(round(self.warmup_epochs * num_examples // self.train_batch_size))
+        return round(self.warmup_epochs * num_examples // self.train_batch_size)
 
     def epoch_steps(self, num_examples: int) -> int:
         """Steps per epoch; at least one, where the reference's 0 makes it loop forever."""
-        return max(1, int(round(num_examples / self.train_batch_size)))
+        return max(1, round(num_examples / self.train_batch_size))
 
     def checkpoint_interval(self, num_examples: int) -> int:
         return self.checkpoint_steps or self.checkpoint_epochs * self.epoch_steps(num_examples)

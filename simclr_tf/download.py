@@ -191,7 +191,7 @@ def _transfer(url: str, part: str) -> bytes | None:
         mode = "ab" if offset else "wb"
         progress = _Progress(os.path.basename(part).removesuffix(".part"), offset, total)
         with _storage(part):
-            sink = open(part, mode)  # noqa: SIM115 - closed below; only its own errors are about storage
+            sink = open(part, mode)
         with sink:
             _write_validator(part, response.headers)
             received = offset
@@ -254,7 +254,7 @@ def _storage(path: str) -> Iterator[None]:
 def _lock(folder: str) -> Iterator[None]:
     """Lets one process at a time fetch into `folder`; the others then find the files there."""
     with _storage(folder):
-        file = open(os.path.join(folder, ".lock"), "w")  # noqa: SIM115 - closed below
+        file = open(os.path.join(folder, ".lock"), "w")
     with file:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX)

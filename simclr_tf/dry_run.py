@@ -8,8 +8,8 @@ from simclr_tf import data, options, restore
 from simclr_tf.config import Config
 from simclr_tf.errors import CheckpointError, DataError, DeviceError
 from simclr_tf.model import make_model
-from simclr_tf.strategy import describe, make_strategy
 from simclr_tf.step import decayed_in_loss, excluded_from_lars, trainable
+from simclr_tf.strategy import describe, make_strategy
 
 
 def dry_run(config: Config) -> str:
@@ -41,8 +41,8 @@ def dry_run(config: Config) -> str:
         sections.append(f"Devices: {describe(strategy)}\n")
     count = sum(math.prod(item.variable.shape) for item in trained)
     sections.append(
-        f"Model: ResNet-{config.resnet_depth}, width {config.width_multiplier:g}: {model.count_params():,} parameters, {count:,} "
-        f"trained, in {len(trained)} variables\n"
+        f"Model: ResNet-{config.resnet_depth}, width {config.width_multiplier:g}: {model.count_params():,} parameters, "
+        f"{count:,} trained, in {len(trained)} variables\n"
     )
     sections.append("Trained variables (decay: weight decay; adapt: LARS trust ratio):\n" + "".join(
         f"  {item.name} {tuple(item.variable.shape)}{_treatment(item, config)}\n" for item in trained

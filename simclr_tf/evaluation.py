@@ -16,8 +16,8 @@ from simclr_tf import checkpoint, data, released, restore
 from simclr_tf.config import Config, flag_fields
 from simclr_tf.errors import CheckpointError, DataError
 from simclr_tf.model import SimCLR, make_model
-from simclr_tf.strategy import distribute, make_strategy
 from simclr_tf.step import weight_decay_loss
+from simclr_tf.strategy import distribute, make_strategy
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def _evaluate_checkpoint(config: Config, path: str) -> dict | None:
     """Builds the model that `path` holds, fills it, evaluates it."""
     config = restore.follow_checkpoint(config, path, restore.TO_EVALUATE)
     own = restore.own_metadata(path)
-    arch, arrays = released.inspect(path)
+    arch, _ = released.inspect(path)
     strategy = make_strategy(config)
     with strategy.scope():
         model = make_model(config, arch.num_classes)
@@ -175,7 +175,8 @@ def _record(config: Config, result: dict, predictions: Predictions, class_names,
 
     try:
         tf.io.gfile.makedirs(config.model_dir)
-        for name, content in (("result.json", result), (f"result{suffix}_{step}.json", result), ("flags.json", settings)):
+        contents = {"result.json": result, f"result{suffix}_{step}.json": result, "flags.json": settings}
+        for name, content in contents.items():
             with tf.io.gfile.GFile(path(name), "w") as file:
                 json.dump(content, file)
         # Through memory: a zip archive needs to seek, which remote files cannot.

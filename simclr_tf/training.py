@@ -17,9 +17,9 @@ from simclr_tf.config import Config
 from simclr_tf.errors import ConfigError, DataError
 from simclr_tf.interrupts import Interrupts
 from simclr_tf.model import SimCLR, make_model
+from simclr_tf.step import make_optimizer, make_schedule, update
 from simclr_tf.strategy import describe, distribute, make_strategy
 from simclr_tf.summaries import Progress, Summaries
-from simclr_tf.step import make_optimizer, make_schedule, update
 
 log = logging.getLogger(__name__)
 
@@ -147,14 +147,15 @@ def make_folder(path: str) -> None:
       ConfigError: `path` cannot be a folder.
       StorageError: it cannot be written.
     """
+    no_folder = ConfigError(f"--model_dir must be a folder. Received: --model_dir={path}, where there is a file.")
     try:
         tf.io.gfile.makedirs(path)
     except tf.errors.OpError as error:
         if isinstance(error, (tf.errors.FailedPreconditionError, tf.errors.AlreadyExistsError)):
-            raise ConfigError(f"--model_dir must be a folder. Received: --model_dir={path}, which is a file.") from error
+            raise no_folder from error
         raise checkpoint.storage_error(error, f"the folder {path}") from error
     if not tf.io.gfile.isdir(path):
-        raise ConfigError(f"--model_dir must be a folder. Received: --model_dir={path}, which is a file.")
+        raise no_folder
 
 
 def _begin(config: Config, model: SimCLR, state: dict, source) -> int:

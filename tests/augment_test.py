@@ -278,11 +278,11 @@ def test_wrong_shape_is_named(function, shape):
 
 def test_wrong_values_are_named():
     image = np.zeros([8, 8, 3], np.float32)
-    with pytest.raises(ValueError, match="uint8.*Received: int32"):
+    with pytest.raises(ValueError, match=r"uint8.*Received: int32"):
         augment.two_views(image.astype(np.int32), (0, 1), 8)
-    with pytest.raises(ValueError, match="color_jitter_strength.*Received: 1.3"):
+    with pytest.raises(ValueError, match=r"color_jitter_strength.*Received: 1.3"):
         augment.two_views(image, (0, 1), 8, color_jitter_strength=1.3)
-    with pytest.raises(ValueError, match="color_jitter_impl.*Received: 'simclrv3'"):
+    with pytest.raises(ValueError, match=r"color_jitter_impl.*Received: 'simclrv3'"):
         augment.two_views(image, (0, 1), 8, color_jitter_impl="simclrv3")
-    with pytest.raises(ValueError, match="seed.*Received: .3"):
+    with pytest.raises(ValueError, match=r"seed.*Received: .3"):
         augment.two_views(image, (0, 1, 2), 8)

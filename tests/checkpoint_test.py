@@ -120,7 +120,7 @@ def test_a_restore_is_strict_both_ways_and_about_shapes(saved, state):
     prefix = str(saved / "ckpt-1")
     with pytest.raises(CheckpointError, match=r"model/extra \(2,\) is missing"):
         checkpoint.restore(prefix, state | {"model/extra": tf.Variable([1.0, 2.0])})
-    with pytest.raises(CheckpointError, match="head_supervised/linear_layer/dense/bias .* has no place"):
+    with pytest.raises(CheckpointError, match=r"head_supervised/linear_layer/dense/bias .* has no place"):
         checkpoint.restore(prefix, {k: v for k, v in state.items() if "bias" not in k})
     name = "model/base_model/conv2d/kernel"
     with pytest.raises(CheckpointError, match=r"conv2d/kernel has shape \(3, 3, 3, 16\), not \(1,\)"):

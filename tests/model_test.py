@@ -52,7 +52,9 @@ def test_variants_run_forward_and_backward(kwargs):
 
 def test_the_same_seed_gives_the_same_weights_and_another_others(model):
     same, other = SimCLR(**SMALL), SimCLR(**SMALL | dict(seed=1))
-    kernels = [[v.variable.numpy() for v in named_variables(m) if v.name.endswith("kernel")] for m in (model, same, other)]
+    kernels = [
+        [v.variable.numpy() for v in named_variables(m) if v.name.endswith("kernel")] for m in (model, same, other)
+    ]
     assert all(np.array_equal(a, b) for a, b in zip(kernels[0], kernels[1], strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(kernels[0], kernels[2], strict=True))
     # Two layers of one shape must not start equal either.

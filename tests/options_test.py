@@ -13,8 +13,8 @@ def write(path, text):
 
 
 def test_flags_become_settings():
-    config = options.parse(["--train_batch_size=64", "--nouse_blur", "--use_tpu=False", "--width_multiplier=0.25"])
-    assert (config.train_batch_size, config.use_blur, config.use_tpu, config.width_multiplier) == (64, False, False, 0.25)
+    c = options.parse(["--train_batch_size=64", "--nouse_blur", "--use_tpu=False", "--width_multiplier=0.25"])
+    assert (c.train_batch_size, c.use_blur, c.use_tpu, c.width_multiplier) == (64, False, False, 0.25)
 
 
 def test_defaults_are_those_of_config():
@@ -55,7 +55,8 @@ def test_the_command_line_wins_over_a_flagfile_on_either_side_of_it(tmp_path, fi
 def test_nested_flagfiles_are_relative_to_the_file_that_names_them(tmp_path, monkeypatch):
     (tmp_path / "deep").mkdir()
     write(tmp_path / "deep" / "base.flags", "--seed=3\n")
-    path = write(tmp_path / "deep" / "top.flags", "  # indented comment\n\n// another\n--flagfile=base.flags\n--momentum=0.5\n")
+    text = "  # indented comment\n\n// another\n--flagfile=base.flags\n--momentum=0.5\n"
+    path = write(tmp_path / "deep" / "top.flags", text)
     monkeypatch.chdir("/")
     config = options.parse([f"--flagfile={path}"])
     assert (config.seed, config.momentum) == (3, 0.5)

@@ -5,7 +5,7 @@ import pytest
 
 from simclr_tf import SimCLR, set_from_tf1
 from tests.golden.fill import fill, image_batch
-from tests.golden.numbers import read
+from tests.golden.recorded import read
 from tests.golden.variables_test import settings
 
 RECORDED = read("forward.npz")

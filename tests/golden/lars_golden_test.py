@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from simclr_tf import LARS
-from tests.golden.numbers import read
+from tests.golden.recorded import read
 
 ARRAYS = read("ops_training.npz")
 CASES = read("ops_training.json")["lars"]

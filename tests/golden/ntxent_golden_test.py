@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from simclr_tf.losses import nt_xent, nt_xent_and_logits
-from tests.golden.numbers import read
+from tests.golden.recorded import read
 
 ARRAYS = read("ops_training.npz")
 CASES = read("ops_training.json")["ntxent"]

@@ -5,7 +5,7 @@ import pytest
 
 from simclr_tf.config import Config
 from simclr_tf.step import make_schedule
-from tests.golden.numbers import read
+from tests.golden.recorded import read
 
 CASES = read("ops_training.json")["schedule"]
 

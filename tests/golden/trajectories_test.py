@@ -9,7 +9,7 @@ import tensorflow as tf
 from simclr_tf import Config, make_model, make_optimizer, set_from_tf1, train_step
 from simclr_tf.model import named_variables
 from tests.golden.fill import fill
-from tests.golden.numbers import read, training_batch
+from tests.golden.recorded import read, training_batch
 
 CASES = read("training_steps.json.gz")
 FROZEN_BACKBONE = "finetune_momentum_linear"  # recorded with a bug of the reference: tested on its own below

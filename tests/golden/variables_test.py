@@ -12,7 +12,7 @@ import pytest
 from simclr_tf import SimCLR
 from simclr_tf.architecture import Architecture, variables
 from simclr_tf.model import named_variables
-from tests.golden.numbers import read
+from tests.golden.recorded import read
 
 RECORDED = read("tf1_variables.json.gz")
 
