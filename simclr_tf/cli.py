@@ -57,6 +57,11 @@ def _run(config: Config) -> None:
 
         print(dry_run(config))
         return
+    if config.mode == "list_checkpoints":
+        from simclr_tf import catalog
+
+        print(catalog.table_text())
+        return
     if config.model_dir is None:
         raise ConfigError(f"--mode={config.mode} needs a folder for the run. Add --model_dir=runs/<name>.")
     config = dataclasses.replace(config, model_dir=os.path.expanduser(config.model_dir))

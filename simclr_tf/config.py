@@ -45,7 +45,8 @@ class Config:
 
     # --- Running -------------------------------------------------------------------------------------------------
     mode: str = option(
-        "train", "Running", "What to do.", choices=("train", "eval", "train_then_eval", "demo"), resumable=True,
+        "train", "Running", "What to do.", choices=("train", "eval", "train_then_eval", "demo", "list_checkpoints"),
+        resumable=True,
     )
     train_mode: str = option(
         "pretrain", "Running", "Objective and trainable parts: contrastive pretraining or supervised fine-tuning.",
@@ -76,7 +77,8 @@ class Config:
         5, "Running", "How many of the newest checkpoints to keep; 0 keeps all.", at_least=0, resumable=True,
     )
     keep_hub_module_max: int = option(
-        1, "Running", "How many of the newest exported SavedModels to keep; 0 keeps all.", at_least=0, resumable=True,
+        1, "Running", "How many of the SavedModels written at evaluations to keep; 0 keeps all, -1 writes none.",
+        at_least=-1, resumable=True,
     )
     train_summary_steps: int = option(
         100, "Running", "Steps between progress lines and training summaries; 0 writes them at checkpoints only.",
@@ -185,6 +187,11 @@ class Config:
     variable_schema: str = option(
         "?!global_step", "Fine-tuning", "Regular expression on TF1 variable names: what to restore from "
         "--checkpoint. The default means everything but global_step.", resumable=True,
+    )
+
+    use_ema: bool = option(
+        False, "Fine-tuning", "Restore the moving average of the weights from --checkpoint, where it holds one.",
+        resumable=True,
     )
 
     # --- Evaluation ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import checkpoint, data, released, restore
+from simclr_tf import checkpoint, data, exports, released, restore
 from simclr_tf.config import Config, flag_fields
 from simclr_tf.errors import CheckpointError, DataError
 from simclr_tf.model import SimCLR, make_model
@@ -151,14 +151,16 @@ def _evaluate_checkpoint(config: Config, path: str) -> dict | None:
     strategy = make_strategy(config)
     with strategy.scope():
         model = make_model(config, arch.num_classes)
-    log.info("%s", released.restore_into(model, path, schema=config.variable_schema))
+    log.info("%s", released.restore_into(model, path, use_ema=config.use_ema, schema=config.variable_schema))
     if own is not None:
         class_names, step = own.class_names, own.step
     else:  # the authors' checkpoints do not name their classes: the number has to do
         source = data.open_source(config, config.eval_split)
         class_names = source.class_names if source.num_classes == arch.num_classes else None
         step = 0
-    return evaluate_and_record(model, config, strategy, class_names, step)
+    result = evaluate_and_record(model, config, strategy, class_names, step)
+    exports.export_step(model, config.model_dir, step, config.keep_hub_module_max)
+    return result
 
 
 def _last_step(config: Config) -> int:

@@ -51,7 +51,9 @@ def restore_weights(model: SimCLR, config: Config, class_names: tuple[str, ...] 
     own = own_metadata(config.checkpoint)
     if own is not None and class_names is not None and own.class_names not in (None, class_names):
         leave_out["head_supervised"] = f"its classes ({_few(own.class_names)}) are not the data's ({_few(class_names)})"
-    summary = released.restore_into(model, config.checkpoint, schema=config.variable_schema, leave_out=leave_out)
+    summary = released.restore_into(
+        model, config.checkpoint, use_ema=config.use_ema, schema=config.variable_schema, leave_out=leave_out
+    )
     log.info("Weights from %s", summary)
 
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import checkpoint, data, evaluation, options, restore
+from simclr_tf import checkpoint, data, evaluation, exports, options, restore
 from simclr_tf.config import Config
 from simclr_tf.errors import ConfigError, DataError
 from simclr_tf.interrupts import Interrupts
@@ -36,7 +36,9 @@ def train(config: Config) -> SimCLR:
 def train_then_eval(config: Config) -> dict:
     """Trains, then evaluates the last checkpoint; returns its results."""
     model, config, strategy, source, total = _train(config)
-    return evaluation.evaluate_and_record(model, config, strategy, source.class_names, total)
+    result = evaluation.evaluate_and_record(model, config, strategy, source.class_names, total)
+    exports.export_step(model, config.model_dir, total, config.keep_hub_module_max)
+    return result
 
 
 def _train(config: Config):

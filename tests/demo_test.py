@@ -24,7 +24,7 @@ def test_both_rows_learn_from_the_same_labels_with_as_many_updates(finished):
     config, result = finished
     settings = {name: checkpoint.Metadata.read(checkpoint.latest(os.path.join(config.model_dir, name))).settings
                 for name in ("pretrain", "finetune", "scratch-0.001", "scratch-0.01")}
-    tuned, scratch = settings["finetune"], settings["scratch-0.01"]
+    tuned, scratch = settings["finetune"], settings["scratch-0.001"]
     assert {name for name in tuned if tuned[name] != scratch[name]} == {
         "model_dir", "checkpoint", "learning_rate", "train_steps",
     }

@@ -42,6 +42,7 @@ def finetuned(pretrained, tiny, tmp_path_factory):
     result = train_then_eval(Config.from_flags([
         *tiny, "--train_mode=finetune", f"--checkpoint={pretrained}", "--labels_per_class=4", "--optimizer=momentum",
         "--learning_rate=0.1", "--train_steps=3", "--zero_init_logits_layer", f"--model_dir={model_dir}",
+        "--keep_hub_module_max=1",
     ]))
     return model_dir, result
 
@@ -103,6 +104,15 @@ def test_finetuning_starts_from_the_checkpoint_and_follows_its_architecture(fine
     }
     assert json.loads(pathlib.Path(model_dir, "result.json").read_text()) == result
     assert "eval/label_top_1_accuracy" in tags(model_dir)
+    assert os.listdir(os.path.join(model_dir, "saved_model")) == ["3"]
+
+
+def test_evaluation_every_few_epochs_while_training(tmp_path, tiny):
+    train(Config.from_flags([
+        *tiny, "--train_split=train[:32]", "--train_steps=5", "--eval_every_epochs=1", f"--model_dir={tmp_path}",
+    ]))
+    evaluated = [line["step"] for line in read_history(tmp_path) if "eval/label_top_1_accuracy" in line]
+    assert evaluated == [2, 4]
 
 
 def test_predictions_are_kept_and_agree_with_the_result(finetuned):

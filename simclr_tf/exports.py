@@ -1,0 +1,58 @@
+"""A model as a SavedModel with the reference's contract, for use without this package."""
+
+from __future__ import annotations
+
+import os
+
+import tensorflow as tf
+
+from simclr_tf.model import SimCLR, named_variables
+
+
+class _Exported(tf.Module):
+    """What `tf.saved_model.load` gives back: callable with (images, trainable), returning the dict of endpoints."""
+
+    def __init__(self, model: SimCLR):
+        super().__init__()
+        self._model = model
+        # A module exports the variables it can see; Keras's wrappers hide them.
+        self.all_variables = [item.variable.value for item in named_variables(model)]
+        # The name is the reference's, and what its fine-tuning snippet reads: `trainable_variables` is taken.
+        self.trainable_variables_list = [
+            item.variable.value for item in named_variables(model) if item.variable.trainable
+        ]
+
+    @tf.function
+    def __call__(self, inputs, trainable):
+        return self._model(inputs, training=trainable)
+
+
+def export_saved_model(model: SimCLR, path: str) -> None:
+    """Writes `model` to the folder `path`, replacing what is there.
+
+    `tf.saved_model.load(path)(images, trainable=False)` takes float32 images [n, H, W, 3] in [0, 1] and returns the
+    endpoints of `SimCLR`, deterministically: no augmentation is part of it, unlike in the reference's export.
+    `trainable=True` normalises by the batch and moves batch norm's statistics.
+    """
+    exported = _Exported(model)
+    images = tf.TensorSpec([None, None, None, 3], tf.float32)
+    exported.__call__.get_concrete_function(images, trainable=True)
+    exported.__call__.get_concrete_function(images, trainable=False)
+    unfinished = f"{path}.unfinished"
+    for old in (unfinished, path):
+        if tf.io.gfile.exists(old):
+            tf.io.gfile.rmtree(old)
+    tf.saved_model.save(exported, unfinished)
+    tf.io.gfile.rename(unfinished, path)
+
+
+def export_step(model: SimCLR, model_dir: str, step: int, keep: int) -> None:
+    """Writes `saved_model/<step>` in a run's folder and deletes all but the newest `keep` (0 keeps all, -1: none)."""
+    if keep < 0:
+        return
+    folder = os.path.join(model_dir, "saved_model")
+    export_saved_model(model, os.path.join(folder, str(step)))
+    names = [name.rstrip("/") for name in tf.io.gfile.listdir(folder)]  # remote folders are listed with a slash
+    steps = sorted(int(name) for name in names if name.isdigit())
+    for old in steps[:-keep] if keep else ():
+        tf.io.gfile.rmtree(os.path.join(folder, str(old)))

@@ -1,0 +1,250 @@
+"""The authors' checkpoints in every format they come in: written here from the recorded names, read as data.
+
+Weights are made by a rule from their names (`golden/fill.py`), so what a loaded model computes can be compared with
+what the reference computed with the same weights.
+"""
+
+import io
+import os
+import re
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simclr_tf import Config, SimCLR, catalog, checkpoint, released
+from simclr_tf.errors import CheckpointError
+from simclr_tf.model import make_model, named_variables
+from simclr_tf.step import make_optimizer
+from tests.golden.fill import fill, image_batch
+from tests.golden.recorded import FOLDER, read
+
+R18 = dict(depth=18, cifar_stem=True)
+
+
+def shapes_of(architecture):
+    return {name: tuple(shape) for name, shape in read("tf1_variables.json.gz")[architecture]}
+
+
+def write(prefix, arrays):
+    """A bare TF1 checkpoint."""
+    names = list(arrays)
+    tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=[""] * len(names),
+                      tensors=[tf.constant(arrays[n]) for n in names])
+
+
+def weights(architecture="r18_1x_sk0_32px", head=True):
+    return {name: fill(name, shape) for name, shape in shapes_of(architecture).items()
+            if head or not name.startswith("head_contrastive")}
+
+
+@pytest.fixture(scope="module")
+def tf1(tmp_path_factory):
+    """As the authors' are: weights, optimizer slots, moving averages, the step."""
+    folder = tmp_path_factory.mktemp("tf1")
+    arrays = weights()
+    extra = {"global_step": np.int64(250)}
+    for name, value in arrays.items():
+        extra[f"ema_model/{name}"] = value + 1 if name.startswith("base_model") else value
+        extra[f"{name}/Momentum"] = np.zeros_like(value)
+    write(folder / "model.ckpt-250", arrays | extra)
+    (folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-250"\n')
+    return folder
+
+
+def assert_forward(model):
+    """The outputs that the reference recorded for these weights."""
+    out = model(image_batch(2, 32, seed=1))
+    recorded = read("forward.npz")
+    for endpoint in ("final_avg_pool", "proj_head_output", "logits_sup"):
+        expected = recorded[f"r18_1x_sk0_32px/{endpoint}"]
+        np.testing.assert_allclose(out[endpoint], expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("entry", ["", "model.ckpt-250", "model.ckpt-250.index"])
+def test_a_tf1_checkpoint_by_folder_prefix_or_file(tf1, entry, caplog):
+    with caplog.at_level("INFO"):
+        model = released.load(tf1 / entry)
+    assert_forward(model)
+    assert "121 of 121 variables, 11.8 M parameters" in caplog.text
+    assert "optimizer slot Momentum" in caplog.text and "global step" in caplog.text
+
+
+def test_use_ema_takes_the_moving_average(tf1):
+    plain, ema = (released.load(tf1, use_ema=e) for e in (False, True))
+    for a, b in zip(named_variables(plain), named_variables(ema), strict=True):
+        difference = 1 if a.name.startswith("base_model") else 0
+        np.testing.assert_allclose(b.variable.numpy() - a.variable.numpy(), difference, atol=1e-6)
+
+
+def test_a_hub_module_folder(tmp_path):
+    (tmp_path / "variables").mkdir()
+    write(tmp_path / "variables" / "variables", weights())
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    (tmp_path / "tfhub_module.pb").write_bytes(b"\x08\x03")
+    assert_forward(released.load(tmp_path))
+
+
+def tf2_name_to_tf1(name):
+    """By the rule that the recorded numbers' documentation states."""
+    leaf = name.rpartition("/")[2]
+    if name.startswith("resnet/"):
+        kind, number = re.search(r"(conv2d|batch_normalization)(_\d+)?/\w+$", name).groups()
+        return f"base_model/{kind}{number or ''}/{leaf}"
+    if layer := re.search(r"nl_\d", name):
+        return f"head_contrastive/{layer[0]}/{'dense' if leaf == 'kernel' else 'batch_normalization'}/{leaf}"
+    return f"head_supervised/linear_layer/dense/{leaf}"
+
+
+def test_a_saved_model_is_read_without_running_it(tmp_path):
+    """One whose function would write a file is loaded, and the file does not appear."""
+    trace = tmp_path / "was_here"
+    module = tf.Module()
+    names = read("tf2_names.json")
+    module.trainable_variables_list = [
+        tf.Variable(fill(tf2_name_to_tf1(name), shape), name=name) for name, shape in names
+    ]
+
+    @tf.function(input_signature=[])
+    def run():
+        tf.io.write_file(str(trace), "x")
+        return tf.constant(0)
+
+    module.__call__ = run
+    tf.saved_model.save(module, str(tmp_path / "saved"))
+    assert_forward(released.load(tmp_path / "saved"))
+    assert not trace.exists()
+
+
+def test_own_checkpoints_load_like_the_authors(tmp_path):
+    config = Config(resnet_depth=18, image_size=32, width_multiplier=0.25)
+    model = make_model(config, 4)
+    state = checkpoint.training_state(model, make_optimizer(config, model, 10))
+    checkpoint.save(str(tmp_path), 1, state, config, None)
+    loaded = released.load(tmp_path)
+    assert loaded.architecture | {"seed": 0} == model.architecture | {"seed": 0} and loaded.num_classes == 4
+    for a, b in zip(named_variables(model), named_variables(loaded), strict=True):
+        np.testing.assert_array_equal(a.variable.numpy(), b.variable.numpy())
+
+
+def archive(path, members):
+    """A zip or tar of name -> bytes, or name -> tarfile.TarInfo for oddities."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in members.items():
+                file.writestr(name, content)
+    else:
+        with tarfile.open(path, "w") as file:
+            for name, content in members.items():
+                info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+                if isinstance(content, bytes):
+                    info.size = len(content)
+                file.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_a_v1_archive_without_projection_head(tmp_path, suffix):
+    write(tmp_path / "model.ckpt-225206", weights(head=False) | {"global_step": np.int64(225206)})
+    files = {f"ResNet50_1x/{f}": (tmp_path / f).read_bytes() for f in os.listdir(tmp_path)}
+    model = released.load(archive(tmp_path / f"v1{suffix}", files))
+    assert model.architecture["proj_head_mode"] == "none"
+    out = model(image_batch(2, 32, seed=1))
+    expected = read("forward.npz")["r18_1x_sk0_32px/logits_sup"]
+    np.testing.assert_allclose(out["logits_sup"], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def link(name, target, kind):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize(("file", "members"), [
+    ("a.zip", {"../escaped": b"x"}),
+    ("a.zip", {"/tmp/escaped": b"x"}),
+    ("a.tar", {"../escaped": b"x"}),
+    ("a.tar", {"/escaped": b"x"}),
+    ("a.tar", {"link": link("link", "/etc", tarfile.SYMTYPE), "link/x": b"x"}),
+    ("a.tar", {"hard": link("hard", "../../etc/passwd", tarfile.LNKTYPE)}),
+    ("a.zip", {"nothing.txt": b"no checkpoint"}),
+])
+def test_malicious_or_useless_archives_are_refused(tmp_path, file, members):
+    (tmp_path / "in").mkdir()
+    path = archive(tmp_path / "in" / file, members)
+    with pytest.raises(CheckpointError, match=re.escape(file)):
+        released.load(path)
+    assert sorted(os.listdir(tmp_path)) == ["in"] and os.listdir(tmp_path / "in") == [file]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no data", "empty index", "text", "pickle", "nothing"])
+def test_damaged_files_name_their_cause(tmp_path, damage):
+    prefix = tmp_path / "model.ckpt-1"
+    write(prefix, {"base_model/conv2d/kernel": np.zeros((3, 3, 3, 64), np.float32)})
+    data = tmp_path / "model.ckpt-1.data-00000-of-00001"
+    path = prefix
+    if damage == "truncated":
+        data.write_bytes(data.read_bytes()[:100])
+    elif damage == "no data":
+        data.unlink()
+    elif damage == "empty index":
+        (tmp_path / "model.ckpt-1.index").write_bytes(b"")
+    elif damage == "nothing":
+        path = tmp_path / "model.ckpt-2"
+    else:
+        path = tmp_path / "file.bin"
+        path.write_bytes(b"hello" if damage == "text" else b"\x80\x04K\x01.")
+    with pytest.raises(CheckpointError, match=r"model\.ckpt|file\.bin"):
+        released.load(path)
+
+
+def test_another_architecture_is_an_error_that_names_both(tf1):
+    model = SimCLR(depth=34, cifar_stem=True)
+    before = [v.numpy() for v in model.variables]
+    with pytest.raises(CheckpointError) as caught:
+        released.restore_into(model, tf1)
+    assert "18" in str(caught.value) and "34" in str(caught.value)
+    for old, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy())
+
+
+def test_a_head_of_other_classes_is_left_out_and_said(tf1, caplog):
+    with caplog.at_level("INFO"):
+        model = released.load(tf1, num_classes=7)
+    assert model.num_classes == 7
+    assert "head_supervised left out" in caplog.text and "10 classes" in caplog.text
+
+
+def test_variable_schema_is_the_allow_list(tf1):
+    model = SimCLR(**R18, num_classes=10)
+    head = [v.variable.numpy() for v in named_variables(model) if v.name.startswith("head")]
+    released.restore_into(model, tf1, schema=r"(?!global_step|(?:.*/|^)Momentum|head)")
+    for item in named_variables(model):
+        if item.name.startswith("base_model"):
+            np.testing.assert_array_equal(item.variable.numpy(), fill(item.name, item.variable.shape))
+    kept = [v.variable.numpy() for v in named_variables(model) if v.name.startswith("head")]
+    assert all(np.array_equal(a, b) for a, b in zip(head, kept, strict=True))
+
+
+def test_flags_follow_the_checkpoint_and_may_not_contradict_it(tf1):
+    arch, arrays = released.inspect(tf1)
+    followed = released.follow(Config(), arch, arrays.source)
+    assert (followed.resnet_depth, followed.image_size, followed.num_proj_layers) == (18, 32, 3)
+    with pytest.raises(CheckpointError, match=r"--resnet_depth=34, the checkpoint has 18"):
+        released.follow(Config(resnet_depth=34), arch, arrays.source)
+
+
+def test_the_page_of_released_checkpoints_holds_the_table():
+    page = (FOLDER.parents[1] / "checkpoints" / "README.md").read_text()
+    assert catalog.table_markdown().strip() in page
+
+
+def test_the_table_has_all_models_and_their_published_accuracies():
+    by_name = {row.name: row for row in released.table()}
+    assert len([n for n in by_name if n.startswith("simclrv2/pretrained/")]) == 13
+    assert {"simclrv2/finetuned_1pct/r152_3x_sk1", "simclrv2/supervised/r101_2x_sk0"} <= set(by_name)
+    text = catalog.table_text()
+    for figure in ("71.7", "57.9", "83.1", "69.1", "76.6"):
+        assert figure in text
