@@ -109,6 +109,7 @@ def _global_moments(x):
     axes = list(range(len(x.shape) - 1))
     # TensorFlow's graph optimizer adds up the three gradients that `x` gets in the alphabetical order of their names,
     # and in float32 the order tells. The reference's has "batchnorm" before "moments"; so has this.
+    # The row count is summed like the rest for the same reason; with static shapes it is folded into a constant.
     with tf.name_scope("moments"):
         sums = [tf.reduce_sum(v, axes, keepdims=True) for v in (x, tf.square(x), tf.ones_like(x))]
         if _replicas() > 1:

@@ -46,7 +46,8 @@ def test_the_fine_tuning_snippet_of_the_reference_runs_on_it(loaded):
         variables = [v.value for v in dense.trainable_weights]
         if everything:
             variables += list(loaded.trainable_variables_list)
-        for variable, gradient in zip(variables, tape.gradient(loss, variables, unconnected_gradients="zero"), strict=True):
+        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+        for variable, gradient in zip(variables, gradients, strict=True):
             variable.assign_sub(0.05 * gradient)
         return float(loss)
 
