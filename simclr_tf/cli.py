@@ -20,6 +20,7 @@ MODES = {
     "train_then_eval": ("simclr_tf.training", "train_then_eval"),
     "eval": ("simclr_tf.evaluation", "evaluate"),
     "demo": ("simclr_tf.demo", "demo"),
+    "predict": ("simclr_tf.prediction", "predict"),
 }
 REPORTED = ("train", "train_then_eval", "eval")  # modes that end with a report.html; the demo writes its own
 

@@ -45,8 +45,8 @@ class Config:
 
     # --- Running -------------------------------------------------------------------------------------------------
     mode: str = option(
-        "train", "Running", "What to do.", choices=("train", "eval", "train_then_eval", "demo", "list_checkpoints"),
-        resumable=True,
+        "train", "Running", "What to do.", resumable=True,
+        choices=("train", "eval", "train_then_eval", "predict", "demo", "list_checkpoints"),
     )
     train_mode: str = option(
         "pretrain", "Running", "Objective and trainable parts: contrastive pretraining or supervised fine-tuning.",
@@ -204,6 +204,9 @@ class Config:
     )
     eval_every_epochs: int = option(
         0, "Evaluation", "While training, evaluate every so many epochs; 0 does not.", at_least=0, resumable=True,
+    )
+    predict_input: str | None = option(
+        None, "Evaluation", "In --mode=predict, the image file or folder of images to classify.", resumable=True,
     )
     eval_timeout: float = option(
         3600.0, "Evaluation", "In --mode=eval, seconds to wait for a new checkpoint before ending.", at_least=0.0,

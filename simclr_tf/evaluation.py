@@ -29,13 +29,13 @@ class Predictions:
     """What a model said of each example of a split, in the order of the examples.
 
     index: int64 [n], into the source. labels: int32 [n]. top: int32 [n, k], the k most likely classes, k up to 5.
-    confidence: float32 [n], probability of the first.
+    probabilities: float32 [n, k], theirs.
     """
 
     index: np.ndarray
     labels: np.ndarray
     top: np.ndarray
-    confidence: np.ndarray
+    probabilities: np.ndarray
 
     @property
     def correct(self) -> np.ndarray:
@@ -120,8 +120,8 @@ def predict(model: SimCLR, config: Config, source, strategy: tf.distribute.Strat
         h = model.encoder(batch["images"], training=False)
         hiddens = model.projection_head(h, training=False)
         p = tf.nn.softmax(model.supervised_head(hiddens[model.ft_proj_selector]))
-        confidence, top = tf.math.top_k(p, k)
-        return batch["index"], batch["weights"], batch["labels"], top, confidence[:, 0]
+        probabilities, top = tf.math.top_k(p, k)
+        return batch["index"], batch["weights"], batch["labels"], top, probabilities
 
     @tf.function
     def run(batch):
@@ -135,28 +135,33 @@ def predict(model: SimCLR, config: Config, source, strategy: tf.distribute.Strat
         values = [tf.concat(strategy.experimental_local_results(v), 0).numpy() for v in run(batch)]
         counts = values[1] > 0  # padding and unreadable images do not
         parts.append([v[counts] for v in values])
-    index, _, labels, top, confidence = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    return Predictions(index, labels, top, confidence)
+    index, _, labels, top, probabilities = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Predictions(index, labels, top, probabilities)
 
 
 def _distributed(feed: data.Feed, strategy: tf.distribute.Strategy, config: Config):
     return distribute(strategy, config.eval_batch_size, lambda w, n: feed.batches(0, w, n))
 
 
-def _evaluate_checkpoint(config: Config, path: str) -> dict | None:
-    """Builds the model that `path` holds, fills it, evaluates it."""
+def load(config: Config, path: str) -> tuple[SimCLR, Config, tf.distribute.Strategy]:
+    """The model that the checkpoint `path` holds, the settings that fit it, and the devices it is on."""
     config = restore.follow_checkpoint(config, path, restore.TO_EVALUATE)
-    own = restore.own_metadata(path)
     arch, _ = released.inspect(path)
     strategy = make_strategy(config)
     with strategy.scope():
         model = make_model(config, arch.num_classes)
     log.info("%s", released.restore_into(model, path, use_ema=config.use_ema, schema=config.variable_schema))
+    return model, config, strategy
+
+
+def _evaluate_checkpoint(config: Config, path: str) -> dict | None:
+    model, config, strategy = load(config, path)
+    own = restore.own_metadata(path)
     if own is not None:
         class_names, step = own.class_names, own.step
     else:  # the authors' checkpoints do not name their classes: the number has to do
         source = data.open_source(config, config.eval_split)
-        class_names = source.class_names if source.num_classes == arch.num_classes else None
+        class_names = source.class_names if source.num_classes == model.num_classes else None
         step = 0
     result = evaluate_and_record(model, config, strategy, class_names, step)
     exports.export_step(model, config.model_dir, step, config.keep_hub_module_max)
@@ -185,7 +190,7 @@ def _record(config: Config, result: dict, predictions: Predictions, class_names,
         archive = io.BytesIO()
         np.savez_compressed(
             archive, index=predictions.index, labels=predictions.labels, top=predictions.top,
-            confidence=predictions.confidence, ids=np.array(ids), class_names=np.array(class_names), step=step,
+            probabilities=predictions.probabilities, ids=np.array(ids), class_names=np.array(class_names), step=step,
         )
         with tf.io.gfile.GFile(path(f"predictions{suffix}.npz"), "wb") as file:
             file.write(archive.getvalue())

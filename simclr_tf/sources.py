@@ -321,6 +321,23 @@ def open_folder(path: str, split: str) -> Source:
     )  # fmt: skip
 
 
+def open_images(path: str) -> Source:
+    """An image file, or all images in and below a folder, without labels, in the order of their names.
+
+    Raises:
+      DataError: there is no such file or folder, or no image in it.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(path)))
+    if not root.exists():
+        raise DataError(f"{path} does not exist. Give an image file or a folder of images.")
+    paths = sorted(_image_files(root, collections.Counter(), recurse=True)) if root.is_dir() else [root]
+    if not paths:
+        raise DataError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    keys = [str(p) for p in paths]
+    return held(path, "all", None, [UNKNOWN_LABEL] * len(keys), keys, [os.fsencode(k) for k in keys],
+                contents_are_paths=True)  # fmt: skip
+
+
 def _split_folders(root: Path) -> dict[str, Path]:
     """Folder of each split; `train` is the root itself where there are no split folders."""
     folders = _visible_folders(root)

@@ -16,7 +16,7 @@ def leave(folder, names, labels, guesses):
     top = np.stack([(np.array(guesses) + i) % n for i in range(k)], 1).astype(np.int32)
     np.savez_compressed(
         os.path.join(folder, "predictions.npz"), index=np.arange(len(labels)), labels=np.array(labels, np.int32),
-        top=top, confidence=np.full(len(labels), 0.5, np.float32), ids=np.array(["id"] * len(labels)),
+        top=top, probabilities=np.full(np.shape(top), 0.1, np.float32), ids=np.array(["id"] * len(labels)),
         class_names=np.array(names), step=7,
     )
 

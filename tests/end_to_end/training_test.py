@@ -230,3 +230,33 @@ def test_a_batch_larger_than_the_data_ends(tmp_path, tiny):
     flags = [*tiny, "--train_split=train[:6]", "--train_epochs=2", "--checkpoint_epochs=1", f"--model_dir={tmp_path}"]
     train(dataclasses.replace(Config.from_flags(flags), lineareval_while_pretraining=False))
     assert checkpoint.latest(str(tmp_path)).endswith("ckpt-1")
+
+
+def test_predict_names_classes_and_probabilities(finetuned, tmp_path, tiny):
+    from PIL import Image
+
+    from simclr_tf.prediction import predict
+
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("b.png", "deep/a.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 12, 3), np.uint8)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    flags = ["--mode=predict", f"--checkpoint={finetuned[0]}", f"--model_dir={tmp_path / 'out'}"]
+    results = predict(Config.from_flags([*flags, f"--predict_input={tmp_path / 'in'}"]))
+    assert [os.path.basename(r["image"]) for r in results] == ["b.png", "a.png"]
+    assert results[0]["classes"] == results[1]["classes"]  # the same pixels
+    for guess in results[0]["classes"]:
+        assert guess["name"] in "0123456789" and 0 <= guess["probability"] <= 1
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == results
+    assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 1 + 2 * 5
+    one = predict(Config.from_flags([*flags, f"--predict_input={tmp_path / 'in' / 'b.png'}"]))
+    assert one[0]["classes"] == results[0]["classes"]
+    with pytest.raises(DataError, match="does not exist"):
+        predict(Config.from_flags([*flags, f"--predict_input={tmp_path / 'nowhere'}"]))
+
+
+def test_class_names_of_checkpoints_that_keep_none():
+    from simclr_tf.prediction import class_names
+
+    assert class_names(1000)[0] == "n01440764" and len(class_names(1000)) == 1000
+    assert class_names(2) == ("class 0", "class 1")
