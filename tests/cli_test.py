@@ -70,3 +70,17 @@ def test_a_bug_is_exit_1_with_its_traceback(capfd, monkeypatch, tmp_path):
     monkeypatch.setitem(cli.MODES, "train", ("simclr_tf.errors", "no_such_function"))
     assert cli.main(["--dataset=digits", f"--model_dir={tmp_path}"]) == 1
     assert "this is a bug" in capfd.readouterr().err
+
+
+def test_running_out_of_memory_is_exit_2_and_says_what_to_lower(capfd, monkeypatch, tmp_path):
+    import tensorflow as tf
+
+    from simclr_tf import training
+
+    def too_large(config):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[4096,224,224,64]")
+
+    monkeypatch.setattr(training, "train", too_large)
+    code, _, err = run(capfd, "--dataset=digits", f"--model_dir={tmp_path}")
+    assert code == 2
+    assert "shape[4096,224,224,64]" in err and "--train_batch_size" in err
