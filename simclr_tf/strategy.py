@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -10,6 +11,8 @@ import tensorflow as tf
 
 from simclr_tf.config import Config
 from simclr_tf.errors import ConfigError, DeviceError
+
+COLLECTIVES_PER_STRATEGY = 100_000
 
 
 def make_strategy(config: Config) -> tf.distribute.Strategy:
@@ -25,8 +28,7 @@ def make_strategy(config: Config) -> tf.distribute.Strategy:
     elif kind == "multi_worker":
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     elif kind == "mirrored":
-        devices = _names("GPU") or _names("CPU")
-        strategy = tf.distribute.MirroredStrategy(devices)
+        strategy = mirrored(tuple(_names("GPU") or _names("CPU")))
     elif kind == "gpu":
         strategy = tf.distribute.OneDeviceStrategy("GPU:0")
     else:
@@ -43,6 +45,17 @@ def make_strategy(config: Config) -> tf.distribute.Strategy:
                 f"for example {max(1, size // replicas) * replicas}."
             )
     return strategy
+
+
+@functools.cache
+def mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    """The mirrored strategy over `devices`, names such as "CPU:0"; the same object each time in a process.
+
+    TensorFlow numbers the collectives of every mirrored strategy from the same base, so that a second one, of a later
+    run in the same process, would meet the first one's with other shapes and abort. Each gets a range of its own.
+    """
+    tf.distribute.MirroredStrategy._collective_key_base += COLLECTIVES_PER_STRATEGY
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def describe(strategy: tf.distribute.Strategy) -> str:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from simclr_tf import Config, make_model, make_optimizer, set_from_tf1, train_step
 from simclr_tf.model import named_variables
+from simclr_tf.strategy import mirrored
 from tests.golden.fill import fill
 from tests.golden.recorded import read, training_batch
 
@@ -29,8 +30,7 @@ TERMS = ("contrastive", "supervised", "weight_decay")
 
 @pytest.fixture(scope="module")
 def two_replicas():
-    """One strategy for all tests: a second one in a process would share the first's collective keys."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return mirrored(("CPU:0", "CPU:1"))
 
 
 def start(case, strategy):
