@@ -49,8 +49,9 @@ class Config:
         choices=("train", "eval", "train_then_eval", "predict", "demo", "list_checkpoints"),
     )
     train_mode: str = option(
-        "pretrain", "Running", "Objective and trainable parts: contrastive pretraining or supervised fine-tuning.",
-        choices=("pretrain", "finetune"),
+        "pretrain", "Running", "Objective and trainable parts: contrastive pretraining, supervised fine-tuning, or "
+        "distillation: learning the class probabilities of a --teacher.",
+        choices=("pretrain", "finetune", "distill"),
     )
     model_dir: str | None = option(
         None, "Running", "Folder of the run: checkpoints, summaries, results. Created if absent.", resumable=True,
@@ -96,12 +97,12 @@ class Config:
         "validation", "Data", "Split for evaluation; slices such as test[20%:] are allowed.", resumable=True,
     )
     labels_per_class: int = option(
-        0, "Data", "Fine-tune on this many labelled examples of each class only, chosen by the seed; 0 uses all.",
-        at_least=0,
+        0, "Data", "Use the labels of this many examples of each class only, chosen by the seed; 0 uses all. "
+        "Fine-tuning leaves out the other examples, distillation learns from them without their labels.", at_least=0,
     )
     label_fraction: float = option(
-        1.0, "Data", "Fine-tune on this fraction of the labelled examples only, the same of each class (at least "
-        "one), chosen by the seed.", above=0.0, at_most=1.0,
+        1.0, "Data", "Use the labels of this fraction of the examples only, the same of each class (at least one), "
+        "chosen by the seed; as for labels_per_class.", above=0.0, at_most=1.0,
     )
     max_bad_images: int = option(
         0, "Data", "How many unreadable images to skip, counting and naming them, before giving up.", at_least=0,
@@ -192,6 +193,20 @@ class Config:
     use_ema: bool = option(
         False, "Fine-tuning", "Restore the moving average of the weights from --checkpoint, where it holds one.",
         resumable=True,
+    )
+
+    # --- Distillation --------------------------------------------------------------------------------------------
+    teacher: str | None = option(
+        None, "Distillation", "In --train_mode=distill, the checkpoint to learn from: a prefix, a directory, or a "
+        "released model. It must have a supervised head.",
+    )
+    distill_temperature: float = option(
+        1.0, "Distillation", "Temperature of the teacher's and the student's class probabilities.", above=0.0,
+    )
+    distill_weight: float = option(
+        1.0, "Distillation", "Weight of the teacher's probabilities in the loss; the rest, if any, is that of the "
+        "labels, of all examples or of those that --labels_per_class or --label_fraction choose.", at_least=0.0,
+        at_most=1.0,
     )
 
     # --- Evaluation ----------------------------------------------------------------------------------------------
@@ -330,6 +345,13 @@ def _check_together(c: Config) -> None:
          "train_steps", "train_epochs", fix="Set one of them above 0.")
     rule(not (c.labels_per_class and c.label_fraction < 1), "Only one of them can choose the labelled examples",
          "labels_per_class", "label_fraction", fix="Drop one.")
+    rule(c.train_mode != "distill" or c.teacher or c.mode not in TRAINING_MODES, "Distillation needs a teacher",
+         "train_mode", "teacher", fix="Add --teacher=<checkpoint with a supervised head>.")
+    rule(c.teacher is None or c.train_mode == "distill", "A teacher is for distillation", "train_mode", "teacher",
+         fix="Add --train_mode=distill or drop --teacher.")
+    rule(c.train_mode != "distill" or c.distill_weight < 1 or not (c.labels_per_class or c.label_fraction < 1),
+         "At --distill_weight=1 labels are not used, so that none can be chosen", "distill_weight", "labels_per_class",
+         "label_fraction", fix="Lower --distill_weight, or drop the choice of labels.")
     if c.train_mode == "pretrain":
         for name in ("labels_per_class", "label_fraction"):
             rule(name not in c.given or getattr(c, name) == Config.__dataclass_fields__[name].default,

@@ -3,6 +3,7 @@
 images -> two views (pretraining), one view (fine-tuning) or the evaluation crop -> batches of a fixed size.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable, Collection, Iterator
 
@@ -39,7 +40,7 @@ def open_source(config: Config, split: str) -> Source:
 
 
 def open_training_source(config: Config) -> Source:
-    """`config.train_split`, reduced to the labelled examples asked for when fine-tuning."""
+    """`config.train_split`, with the labels asked for; fine-tuning leaves out the examples that have none of them."""
     source = open_source(config, config.train_split)
     if config.labels_per_class or config.label_fraction < 1:
         source = labelled_subset(source, config)
@@ -49,7 +50,7 @@ def open_training_source(config: Config) -> Source:
 def labelled_subset(source: Source, config: Config) -> Source:
     """`labels_per_class` examples of each class, or `label_fraction` of each class but at least one, by the seed.
 
-    A larger subset contains the smaller ones of the same seed.
+    A larger subset contains the smaller ones of the same seed. When distilling the other examples stay, unlabelled.
 
     Raises:
       DataError: there are no labels, or a class has fewer examples than asked for.
@@ -75,6 +76,10 @@ def labelled_subset(source: Source, config: Config) -> Source:
         order = np.random.Generator(np.random.PCG64([config.seed, _LABELS, label])).permutation(len(members))
         chosen.append(members[order[:count]])
     chosen = np.sort(np.concatenate(chosen))
+    if config.train_mode == "distill":
+        labelled = np.zeros(source.num_examples, bool)
+        labelled[chosen] = True
+        return dataclasses.replace(source, labelled=labelled, notes=(*source.notes, f"{asked}: {len(chosen):,} labels"))
     return source.select(chosen, f"{asked}: {len(chosen):,} of {source.num_examples:,} examples")
 
 
@@ -108,6 +113,8 @@ def train_batches(
 
     def example(element):
         index, data, label = source.fetch(element, instead)
+        if source.labelled is not None:
+            label = tf.where(tf.gather(source.labelled, index), label, sources.UNKNOWN_LABEL)
         # The seed is that of the example due here, not of one that stands in for it: a stand-in is seen with two
         # different augmentations in the epoch.
         seed = tf.random.fold_in(_seed(config, _AUGMENTATION), element["epoch"], alg="philox")

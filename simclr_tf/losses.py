@@ -73,6 +73,23 @@ def supervised_loss(labels, logits):
     return ops.mean(_cross_entropy(labels, ops.cast(logits, "float32")))
 
 
+def partly_supervised_loss(labels, logits):
+    """The sum of `supervised_loss` over the rows that have a label (not -1), divided by the number of all rows."""
+    known = ops.cast(labels >= 0, "float32")
+    return ops.mean(known * _cross_entropy(ops.maximum(labels, 0), ops.cast(logits, "float32")))
+
+
+def distillation_loss(teacher_logits, logits, temperature=1.0):
+    """Mean cross entropy of a student's class probabilities against its teacher's (arXiv 2006.10029, equation 2).
+
+    Args:
+      teacher_logits, logits: [n, classes] of the teacher and the student.
+      temperature: divides the logits of both. The loss is not multiplied by its square, as the paper's is not.
+    """
+    p = ops.softmax(ops.cast(teacher_logits, "float32") / temperature)
+    return -ops.mean(ops.sum(p * ops.log_softmax(ops.cast(logits, "float32") / temperature), axis=-1))
+
+
 def l2_normalize(z):
     """Rows of `z` scaled to unit length; the bound keeps a zero row finite."""
     return z * ops.rsqrt(ops.maximum(ops.sum(ops.square(z), axis=-1, keepdims=True), 1e-12))

@@ -147,7 +147,9 @@ def read_run(config: Config) -> Run:
 
 def describe(config: Config) -> str:
     """One line: what was done, on what, with which network."""
-    verb = {"pretrain": "Contrastive pretraining", "finetune": "Supervised fine-tuning"}[config.train_mode]
+    verb = {
+        "pretrain": "Contrastive pretraining", "finetune": "Supervised fine-tuning", "distill": "Distillation",
+    }[config.train_mode]
     if config.train_mode == "finetune" and not config.checkpoint:
         verb = "Supervised training from scratch"
     if config.mode == "eval":
@@ -178,9 +180,10 @@ def curves(run: Run) -> Section | None:
     """Loss, accuracy, entropy, learning rate and throughput over the steps."""
     panels = (
         ("Loss", (("train/contrast_loss", "contrastive"), ("train/supervised_loss", "supervised"),
-                  ("train/total_loss", "total"))),
+                  ("train/distillation_loss", "distillation"), ("train/total_loss", "total"))),
         ("Contrastive accuracy", (("train/contrast_acc", "train"),)),
         ("Contrastive entropy", (("train/contrast_entropy", "train"),)),
+        ("Agreement with the teacher", (("train/teacher_agreement", "train"),)),
         ("Classification accuracy", (("train/supervised_acc", "train"), ("eval/label_top_1_accuracy", "evaluation"))),
         ("Learning rate", (("learning_rate", ""),)),
         ("Images per second", (("images_per_second", ""),)),

@@ -50,6 +50,7 @@ class Source:
       keys: the id of each example: its path, TFDS id or digit name.
       contents: string [num_examples]: encoded images, or the paths of the files that hold them.
       contents_are_paths: which of the two.
+      labelled: bool [num_examples], whose labels training batches tell; None: everyone's.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Source:
     keys: Sequence[str] = ()
     contents: tf.Tensor | None = None
     contents_are_paths: bool = False
+    labelled: np.ndarray | None = None
 
     @property
     def num_examples(self) -> int:

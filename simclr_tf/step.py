@@ -58,23 +58,25 @@ def decayed_in_loss(item: NamedVariable, config: Config) -> bool:
     return not item.is_norm
 
 
-def train_step(model: SimCLR, optimizer: keras.optimizers.Optimizer, images, labels, config: Config) -> dict:
+def train_step(model: SimCLR, optimizer: keras.optimizers.Optimizer, images, labels, config: Config,
+               teacher=None) -> dict:
     """One update of `model`. Works eagerly, in a `tf.function`, and under `strategy.run`.
 
     Args:
       images: float32 in [0, 1], [n, H, W, 6] in pretraining (two views along the channels), [n, H, W, 3] in
-        fine-tuning. In a replica context, the replica's part of the batch.
-      labels: int [n], or None in pretraining without linear evaluation.
+        fine-tuning and distillation. In a replica context, the replica's part of the batch.
+      labels: int [n], -1 for none (in distillation), or None in pretraining without linear evaluation.
+      teacher: in distillation, a function images -> logits.
 
     Returns:
-      Scalars `contrastive`, `supervised`, `weight_decay` and `total` (0 where a term does not apply), of this
-      replica, before the update.
+      Scalars `contrastive`, `supervised`, `distillation`, `weight_decay` and `total`, their sum (0 where a term does
+      not apply), of this replica, before the update.
     """
-    terms, _ = update(model, optimizer, images, labels, config)
+    terms, _ = update(model, optimizer, images, labels, config, teacher)
     return terms
 
 
-def update(model, optimizer, images, labels, config) -> tuple[dict, dict]:
+def update(model, optimizer, images, labels, config, teacher=None) -> tuple[dict, dict]:
     """`train_step`, returning the metrics of the step as well."""
     trained = trainable(model)
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
@@ -82,7 +84,7 @@ def update(model, optimizer, images, labels, config) -> tuple[dict, dict]:
         # Only what is trained is watched, so that nothing is differentiated below frozen layers.
         for item in trained:
             tape.watch(item.variable.value)
-        terms, metrics = forward(model, images, labels, config)
+        terms, metrics = forward(model, images, labels, config, teacher)
         # Gradients are summed over replicas when they are applied.
         loss = terms["total"] / replicas
     gradients = tape.gradient(loss, [item.variable.value for item in trained])
@@ -92,10 +94,10 @@ def update(model, optimizer, images, labels, config) -> tuple[dict, dict]:
     return terms, metrics
 
 
-def forward(model: SimCLR, images, labels, config: Config) -> tuple[dict, dict]:
+def forward(model: SimCLR, images, labels, config: Config, teacher=None) -> tuple[dict, dict]:
     """Loss terms and metrics of a training batch; see `train_step` for the arguments."""
     zero = tf.zeros([])
-    terms = dict(contrastive=zero, supervised=zero)
+    terms = dict(contrastive=zero, supervised=zero, distillation=zero)
     metrics = {}
     pretraining = config.train_mode == "pretrain"
     if pretraining:
@@ -109,7 +111,14 @@ def forward(model: SimCLR, images, labels, config: Config) -> tuple[dict, dict]:
             hiddens[-1], config.temperature, config.hidden_norm
         )
         metrics["contrast_acc"], metrics["contrast_entropy"] = losses.contrastive_metrics(logits_ab)
-    if model.supervised_head is not None and labels is not None:
+    if config.train_mode == "distill":
+        logits, taught = model.supervised_head(hiddens[model.ft_proj_selector]), teacher(images)
+        weight = config.distill_weight
+        terms["distillation"] = weight * losses.distillation_loss(taught, logits, config.distill_temperature)
+        terms["supervised"] = (1 - weight) * losses.partly_supervised_loss(labels, logits)
+        agreed = tf.equal(tf.argmax(logits, 1), tf.argmax(taught, 1))
+        metrics["teacher_agreement"] = tf.reduce_mean(tf.cast(agreed, tf.float32))
+    elif model.supervised_head is not None and labels is not None:
         hidden = hiddens[model.ft_proj_selector]
         if pretraining:
             hidden = tf.stop_gradient(hidden)  # the classifier watches; it must not teach
@@ -120,6 +129,8 @@ def forward(model: SimCLR, images, labels, config: Config) -> tuple[dict, dict]:
         metrics["supervised_acc"] = tf.reduce_mean(tf.cast(hits, tf.float32))
     terms["weight_decay"] = weight_decay_loss(model, config)
     terms["total"] = terms["contrastive"] + terms["supervised"] + terms["weight_decay"]
+    if config.train_mode == "distill":
+        terms["total"] += terms["distillation"]
     return terms, metrics
 
 

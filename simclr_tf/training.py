@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import checkpoint, data, evaluation, exports, options, restore
+from simclr_tf import checkpoint, data, distillation, evaluation, exports, options, restore
 from simclr_tf.config import Config
 from simclr_tf.errors import ConfigError, DataError
 from simclr_tf.interrupts import Interrupts
@@ -52,7 +52,11 @@ def _train(config: Config):
     log.info("Devices: %s", describe(strategy))
     total = config.total_steps(source.num_examples)
     schedule = make_schedule(config, source.num_examples)
+    teacher = None
     with strategy.scope():
+        if config.train_mode == "distill":
+            teacher = distillation.load_teacher(config)
+            source = distillation.with_classes_of(teacher, source, config)
         model = make_model(config, source.num_classes)
         optimizer = make_optimizer(config, model, source.num_examples)
         state = checkpoint.training_state(model, optimizer)
@@ -60,7 +64,7 @@ def _train(config: Config):
     _announce(config, source, model, step, total)
     _write_flags(config)
 
-    run_steps, tags = make_loop(model, optimizer, config, strategy)
+    run_steps, tags = make_loop(model, optimizer, config, strategy, teacher)
     feed = data.Feed.training(source, config)
 
     def iterator_from(step):
@@ -110,21 +114,24 @@ def _train(config: Config):
     return model, config, strategy, source, total
 
 
-def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.Strategy):
+def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.Strategy, teacher=None):
     """A compiled `run_steps(iterator, n) -> float32 [n, metrics]` and the TensorBoard tags of the metrics."""
     tags = ["train/total_loss", "train/weight_decay"]
     if config.train_mode == "pretrain":
         tags += ["train/contrast_loss", "train/contrast_acc", "train/contrast_entropy"]
     supervised = model.supervised_head is not None
-    if supervised:
+    if config.train_mode == "distill":
+        tags += ["train/distillation_loss", "train/supervised_loss", "train/teacher_agreement"]
+    elif supervised:
         tags += ["train/supervised_loss", "train/supervised_acc"]
 
     @tf.autograph.experimental.do_not_convert
     def one_step(batch):
         labels = batch["labels"] if supervised else None
-        terms, metrics = update(model, optimizer, batch["images"], labels, config)
+        terms, metrics = update(model, optimizer, batch["images"], labels, config, teacher)
         named = {"train/total_loss": terms["total"], "train/weight_decay": terms["weight_decay"],
-                 "train/contrast_loss": terms["contrastive"], "train/supervised_loss": terms["supervised"]}
+                 "train/contrast_loss": terms["contrastive"], "train/supervised_loss": terms["supervised"],
+                 "train/distillation_loss": terms["distillation"]}
         named |= {f"train/{name}": value for name, value in metrics.items()}
         return tf.stack([named[tag] for tag in tags])
 

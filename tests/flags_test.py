@@ -10,6 +10,7 @@ FLAGS = pathlib.Path(__file__).parent.parent / "flags"
 PRESETS = sorted(FLAGS.rglob("*.flags"))
 REQUIRED = {
     "demo.flags", "cifar10/pretrain.flags", "cifar10/linear.flags", "cifar10/finetune.flags",
+    "cifar10/distill.flags",
     "imagenet/pretrain_r50.flags", "simclrv2/finetune_1pct.flags", "stanford_dogs/pretrain.flags",
     "stanford_dogs/finetune.flags",
 }
@@ -34,6 +35,9 @@ def test_second_steps_start_from_the_first(name):
     for path in (FLAGS / name).glob("*.flags"):
         if path.stem != "pretrain":
             second = options.parse([f"--flagfile={path}"])
-            assert second.checkpoint == first.model_dir
+            if second.train_mode == "distill":
+                assert second.teacher == options.parse([f"--flagfile={FLAGS}/{name}/finetune.flags"]).model_dir
+            else:
+                assert second.checkpoint == first.model_dir
             assert second.model_dir != first.model_dir
             assert (second.image_size, second.resnet_depth) == (first.image_size, first.resnet_depth)
