@@ -35,6 +35,7 @@ setup(
         "cpu": ["tensorflow-cpu>=2.18"],
         "cuda": ["tensorflow[and-cuda]>=2.18"],
         "tpu": ["tensorflow-tpu>=2.18"],
+        "wandb": ["wandb"],
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy"],
     },
     entry_points={"console_scripts": ["simclr-tf = simclr_tf.cli:main"]},

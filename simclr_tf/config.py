@@ -81,6 +81,10 @@ class Config:
         1, "Running", "How many of the SavedModels written at evaluations to keep; 0 keeps all, -1 writes none.",
         at_least=-1, resumable=True,
     )
+    wandb: bool = option(
+        False, "Running", "Send numbers and pictures of the run to Weights & Biases as well; project and account as "
+        "the WANDB_ environment variables say.", resumable=True,
+    )
     train_summary_steps: int = option(
         100, "Running", "Steps between progress lines and training summaries; 0 writes them at checkpoints only.",
         at_least=0, resumable=True,

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import checkpoint, data, exports, released, restore
+from simclr_tf import checkpoint, data, exports, released, restore, tracking
 from simclr_tf.config import Config, flag_fields
 from simclr_tf.errors import CheckpointError, DataError
 from simclr_tf.model import SimCLR, make_model
@@ -155,6 +155,7 @@ def load(config: Config, path: str) -> tuple[SimCLR, Config, tf.distribute.Strat
 
 
 def _evaluate_checkpoint(config: Config, path: str) -> dict | None:
+    tracker = tracking.open_run(config)
     model, config, strategy = load(config, path)
     own = restore.own_metadata(path)
     if own is not None:
@@ -164,6 +165,8 @@ def _evaluate_checkpoint(config: Config, path: str) -> dict | None:
         class_names = source.class_names if source.num_classes == model.num_classes else None
         step = 0
     result = evaluate_and_record(model, config, strategy, class_names, step)
+    if tracker and result:
+        tracker.scalars(step, {k: v for k, v in result.items() if k.startswith("eval/")})
     exports.export_step(model, config.model_dir, step, config.keep_hub_module_max)
     return result
 

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf.errors import StorageError
+from simclr_tf.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,11 @@ class Summaries:
     Args:
       model_dir: the run's folder.
       start_step: step the training goes on from; later lines, of a training that was killed, are dropped.
+      tracker: takes the same, or None.
     """
 
-    def __init__(self, model_dir: str, start_step: int):
+    def __init__(self, model_dir: str, start_step: int, tracker: Tracker | None = None):
+        self._tracker = tracker
         self._path = os.path.join(model_dir, HISTORY)
         kept = [line for line in read_history(model_dir) if line["step"] <= start_step]
         try:
@@ -45,12 +48,17 @@ class Summaries:
             for tag, value in values.items():
                 tf.summary.scalar(tag, value, step=step)
         self._writer.flush()
+        if self._tracker:
+            self._tracker.scalars(step, values)
 
     def views(self, step: int, images: np.ndarray) -> None:
         """Writes a picture of the first images [n, S, S, 3k]: a column each, their k views below each other."""
+        picture = grid(images)
         with self._writer.as_default():
-            tf.summary.image("image", grid(images)[None], step=step)
+            tf.summary.image("image", picture[None], step=step)
         self._writer.flush()
+        if self._tracker:
+            self._tracker.picture(step, picture)
 
 
 def grid(images: np.ndarray) -> np.ndarray:

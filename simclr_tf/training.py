@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import checkpoint, data, distillation, evaluation, exports, options, restore
+from simclr_tf import checkpoint, data, distillation, evaluation, exports, options, restore, tracking
 from simclr_tf.config import Config
 from simclr_tf.errors import ConfigError, DataError
 from simclr_tf.interrupts import Interrupts
@@ -37,6 +37,8 @@ def train_then_eval(config: Config) -> dict:
     """Trains, then evaluates the last checkpoint; returns its results."""
     model, config, strategy, source, total = _train(config)
     result = evaluation.evaluate_and_record(model, config, strategy, source.class_names, total)
+    if result and (tracker := tracking.open_run(config)):
+        tracker.scalars(total, {k: v for k, v in result.items() if k.startswith("eval/")})
     exports.export_step(model, config.model_dir, total, config.keep_hub_module_max)
     return result
 
@@ -71,7 +73,7 @@ def _train(config: Config):
         return iter(distribute(strategy, config.train_batch_size, lambda w, n: feed.batches(step, w, n)))
 
     iterator = iterator_from(step)
-    summaries = Summaries(config.model_dir, step)
+    summaries = Summaries(config.model_dir, step, tracking.open_run(config))
     progress = Progress(step, total, config.train_batch_size, config.epoch_steps(source.num_examples))
     intervals = _intervals(config, source.num_examples)
     pending: list[np.ndarray] = []  # rows of metrics since the last summary
