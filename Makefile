@@ -3,19 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 EXTRA ?= cpu
+INSTALLED := $(VENV)/installed-$(EXTRA)
 
 .PHONY: demo test test-long lint clean
 
-$(VENV)/installed: setup.py
+$(INSTALLED): setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "simclr_tf needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),test]'
 	touch $@
 
-demo: $(VENV)/installed
+demo: $(INSTALLED)
 	$(RUN) run.py --flagfile=flags/demo.flags
 
-lint: $(VENV)/installed
+lint: $(INSTALLED)
 	$(RUN) -m ruff check .
 
 test: lint

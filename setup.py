@@ -27,6 +27,7 @@ setup(
         "matplotlib",
         "numpy",
         "pillow",
+        "safetensors",
         "scikit-learn",
         "tensorboard",
         "tensorflow-datasets",
@@ -36,6 +37,7 @@ setup(
         "cuda": ["tensorflow[and-cuda]>=2.18"],
         "tpu": ["tensorflow-tpu>=2.18"],
         "wandb": ["wandb"],
+        "torch": ["torch==2.13.0"],  # for the tests of exports to it
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy"],
     },
     entry_points={"console_scripts": ["simclr-tf = simclr_tf.cli:main"]},

@@ -15,6 +15,7 @@ _PUBLIC = {
     "SimCLR": "model",
     "WarmupCosine": "schedule",
     "evaluate": "evaluation",
+    "export": "exports",
     "make_model": "model",
     "make_optimizer": "step",
     "nt_xent": "losses",

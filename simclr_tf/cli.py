@@ -21,6 +21,7 @@ MODES = {
     "eval": ("simclr_tf.evaluation", "evaluate"),
     "demo": ("simclr_tf.demo", "demo"),
     "predict": ("simclr_tf.prediction", "predict"),
+    "export": ("simclr_tf.exports", "export_checkpoint"),
 }
 REPORTED = ("train", "train_then_eval", "eval")  # modes that end with a report.html; the demo writes its own
 

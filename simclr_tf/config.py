@@ -46,7 +46,7 @@ class Config:
     # --- Running -------------------------------------------------------------------------------------------------
     mode: str = option(
         "train", "Running", "What to do.", resumable=True,
-        choices=("train", "eval", "train_then_eval", "predict", "demo", "list_checkpoints"),
+        choices=("train", "eval", "train_then_eval", "predict", "export", "demo", "list_checkpoints"),
     )
     train_mode: str = option(
         "pretrain", "Running", "Objective and trainable parts: contrastive pretraining, supervised fine-tuning, or "
@@ -226,6 +226,10 @@ class Config:
     )
     predict_input: str | None = option(
         None, "Evaluation", "In --mode=predict, the image file or folder of images to classify.", resumable=True,
+    )
+    export_format: str = option(
+        "saved_model", "Evaluation", "In --mode=export, what to write: a SavedModel as the reference's, a file of "
+        "stock Keras layers, or weights for torch.", choices=("saved_model", "keras", "safetensors"), resumable=True,
     )
     eval_timeout: float = option(
         3600.0, "Evaluation", "In --mode=eval, seconds to wait for a new checkpoint before ending.", at_least=0.0,

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import checkpoint, data, exports, released, restore, tracking
+from simclr_tf import checkpoint, data, released, restore, saved_model, tracking
 from simclr_tf.config import Config, flag_fields
 from simclr_tf.errors import CheckpointError, DataError
 from simclr_tf.model import SimCLR, make_model
@@ -145,12 +145,14 @@ def _distributed(feed: data.Feed, strategy: tf.distribute.Strategy, config: Conf
 
 def load(config: Config, path: str) -> tuple[SimCLR, Config, tf.distribute.Strategy]:
     """The model that the checkpoint `path` holds, the settings that fit it, and the devices it is on."""
+    # All of it: --variable_schema says what training takes over from another checkpoint.
+    config = dataclasses.replace(config, variable_schema=released.EVERYTHING)
     config = restore.follow_checkpoint(config, path, restore.TO_EVALUATE)
     arch, _ = released.inspect(path)
     strategy = make_strategy(config)
     with strategy.scope():
-        model = make_model(config, arch.num_classes)
-    log.info("%s", released.restore_into(model, path, use_ema=config.use_ema, schema=config.variable_schema))
+        model = make_model(config, arch.num_classes, initialize=False)
+    log.info("%s", released.restore_into(model, path, use_ema=config.use_ema))
     return model, config, strategy
 
 
@@ -167,7 +169,7 @@ def _evaluate_checkpoint(config: Config, path: str) -> dict | None:
     result = evaluate_and_record(model, config, strategy, class_names, step)
     if tracker and result:
         tracker.scalars(step, {k: v for k, v in result.items() if k.startswith("eval/")})
-    exports.export_step(model, config.model_dir, step, config.keep_hub_module_max)
+    saved_model.export_step(model, config.model_dir, step, config.keep_hub_module_max)
     return result
 
 

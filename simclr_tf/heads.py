@@ -6,12 +6,13 @@ import keras
 from keras import ops
 
 from simclr_tf.batch_norm import BatchNorm
+from simclr_tf.initializers import Initializers
 
 MODES = ("none", "linear", "nonlinear")
 
 
-def _initializer(seeds):
-    return keras.initializers.RandomNormal(stddev=0.01, seed=next(seeds) if seeds else None)
+def _normal(initializers):
+    return (initializers or Initializers()).make(keras.initializers.RandomNormal, stddev=0.01)
 
 
 class ProjectionHead(keras.layers.Layer):
@@ -23,11 +24,11 @@ class ProjectionHead(keras.layers.Layer):
       out_dim: dimensions of z.
       batch_norm_decay, global_bn: see `BatchNorm`. Each layer is a dense kernel and a batch norm; the last one's
         norm has no beta.
-      seeds: iterator of ints for the initial weights; random by default.
+      initializers: of the kernels; random by default.
     """
 
-    def __init__(self, mode="nonlinear", num_layers=3, out_dim=128, batch_norm_decay=0.9, global_bn=True, seeds=None,
-                 **kwargs):
+    def __init__(self, mode="nonlinear", num_layers=3, out_dim=128, batch_norm_decay=0.9, global_bn=True,
+                 initializers=None, **kwargs):
         super().__init__(**kwargs)
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}. Received: mode={mode!r}")
@@ -35,7 +36,7 @@ class ProjectionHead(keras.layers.Layer):
         self.out_dim = out_dim
         self.num_layers = {"none": 0, "linear": 1, "nonlinear": num_layers}[mode]
         self._batch_norm = dict(decay=batch_norm_decay, synchronized=global_bn, dtype=self.dtype_policy)
-        self._seeds = seeds
+        self._initializers = initializers
         self.dense_layers: list[keras.layers.Dense] = []
         self.norm_layers: list[BatchNorm] = []
 
@@ -44,7 +45,7 @@ class ProjectionHead(keras.layers.Layer):
         for i in range(self.num_layers):
             last = i == self.num_layers - 1
             dense = keras.layers.Dense(
-                self.out_dim if last else width, use_bias=False, kernel_initializer=_initializer(self._seeds),
+                self.out_dim if last else width, use_bias=False, kernel_initializer=_normal(self._initializers),
                 dtype=self.dtype_policy, name=f"dense{i}",
             )
             dense.build((None, width))
@@ -64,5 +65,5 @@ class ProjectionHead(keras.layers.Layer):
 class SupervisedHead(keras.layers.Dense):
     """Linear classifier, [n, C] -> logits [n, num_classes], in float32 whatever the encoder's policy."""
 
-    def __init__(self, num_classes, seeds=None, **kwargs):
-        super().__init__(num_classes, kernel_initializer=_initializer(seeds), dtype="float32", **kwargs)
+    def __init__(self, num_classes, initializers=None, **kwargs):
+        super().__init__(num_classes, kernel_initializer=_normal(initializers), dtype="float32", **kwargs)

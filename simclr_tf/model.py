@@ -13,6 +13,7 @@ from keras import ops
 from simclr_tf.batch_norm import BatchNorm
 from simclr_tf.config import Config
 from simclr_tf.heads import ProjectionHead, SupervisedHead
+from simclr_tf.initializers import Initializers
 from simclr_tf.resnet import resnet
 
 
@@ -32,6 +33,7 @@ class SimCLR(keras.Model):
       ft_proj_selector: index of the projection head's hidden vector that feeds the supervised head; 0 is h.
       dtype: Keras dtype policy, e.g. "mixed_bfloat16".
       seed: of the initial weights; random when None.
+      initialize: False leaves every kernel at zero, which is faster where a checkpoint fills them.
 
     Raises:
       ValueError: an argument is out of range.
@@ -39,7 +41,7 @@ class SimCLR(keras.Model):
 
     def __init__(self, depth=50, width=1, sk_ratio=0.0, se_ratio=0.0, cifar_stem=False, num_classes=None,
                  proj_head_mode="nonlinear", num_proj_layers=3, proj_out_dim=128, ft_proj_selector=0,
-                 batch_norm_decay=0.9, global_bn=True, dtype=None, seed=None, name="simclr"):
+                 batch_norm_decay=0.9, global_bn=True, dtype=None, seed=None, initialize=True, name="simclr"):
         super().__init__(dtype=dtype, name=name)
         self.architecture = dict(
             depth=depth, width=width, sk_ratio=sk_ratio, se_ratio=se_ratio, cifar_stem=cifar_stem,
@@ -50,13 +52,14 @@ class SimCLR(keras.Model):
         self._settings = dict(
             ft_proj_selector=ft_proj_selector, batch_norm_decay=batch_norm_decay, global_bn=global_bn, seed=seed,
         )
-        # Each initialiser gets a seed of its own: the same seed twice would make equal kernels equal.
-        seeds = None if seed is None else itertools.count(seed * 1_000_003 + 1)
+        initializers = Initializers(seed, zeros=not initialize)
         policy = self.dtype_policy
-        self.resnet = resnet(depth, width, sk_ratio, se_ratio, cifar_stem, batch_norm_decay, global_bn, policy, seeds)
+        self.resnet = resnet(
+            depth, width, sk_ratio, se_ratio, cifar_stem, batch_norm_decay, global_bn, policy, initializers
+        )
         self.encoder = self.resnet.encoder
         self.projection_head = ProjectionHead(
-            proj_head_mode, num_proj_layers, proj_out_dim, batch_norm_decay, global_bn, seeds, dtype=policy,
+            proj_head_mode, num_proj_layers, proj_out_dim, batch_norm_decay, global_bn, initializers, dtype=policy,
             name="projection_head",
         )
         self.projection_head.build(self.encoder.output_shape)
@@ -67,7 +70,7 @@ class SimCLR(keras.Model):
             )
         self.supervised_head = None
         if num_classes is not None:
-            self.supervised_head = SupervisedHead(num_classes, seeds, name="head_supervised")
+            self.supervised_head = SupervisedHead(num_classes, initializers, name="head_supervised")
             selected = self._hidden_dims()[ft_proj_selector]
             self.supervised_head.build((None, selected))
         self.built = True
@@ -106,12 +109,13 @@ def _check_range(images) -> None:
             )
 
 
-def make_model(config: Config, num_classes: int | None) -> SimCLR:
+def make_model(config: Config, num_classes: int | None, initialize: bool = True) -> SimCLR:
     """The model of a run, its layers frozen as `config.fine_tune_after_block` says.
 
     Args:
       config: the run's.
       num_classes: of the data; None when unlabelled. Ignored when pretraining without linear evaluation.
+      initialize: see `SimCLR`.
     """
     model = SimCLR(
         depth=config.resnet_depth, width=config.width_multiplier, sk_ratio=config.sk_ratio, se_ratio=config.se_ratio,
@@ -119,6 +123,7 @@ def make_model(config: Config, num_classes: int | None) -> SimCLR:
         proj_head_mode=config.proj_head_mode, num_proj_layers=config.num_proj_layers,
         proj_out_dim=config.proj_out_dim, ft_proj_selector=config.ft_proj_selector,
         batch_norm_decay=config.batch_norm_decay, global_bn=config.global_bn, dtype=config.precision, seed=config.seed,
+        initialize=initialize,
     )
     freeze(model, config.fine_tune_after_block)
     return model

@@ -38,8 +38,7 @@ def predict(config: Config) -> list[dict]:
     model, config, strategy = evaluation.load(config, path)
     if model.supervised_head is None:
         raise CheckpointError(f"{path} has no supervised head to classify with. Fine-tune it first.")
-    own = restore.own_metadata(path)
-    names = (own and own.class_names) or class_names(model.num_classes)
+    names = class_names(path, model.num_classes)
     found = evaluation.predict(model, config, source, strategy)
     results = [
         {"image": image, "classes": [
@@ -56,8 +55,11 @@ def predict(config: Config) -> list[dict]:
     return results
 
 
-def class_names(num_classes: int) -> tuple[str, ...]:
-    """Names for a checkpoint that keeps none: ImageNet's WordNet ids for 1000 classes, else numbers."""
+def class_names(path: str, num_classes: int) -> tuple[str, ...]:
+    """The classes that the checkpoint `path` names; else ImageNet's WordNet ids if there are 1000, else numbers."""
+    own = restore.own_metadata(path)
+    if own is not None and own.class_names is not None:
+        return own.class_names
     if num_classes == 1000:
         path = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")
         return tuple(path.read_text().split())

@@ -88,7 +88,9 @@ def load(
         arch = dataclasses.replace(arch, ft_proj_selector=released.ft_proj_selector)
     if num_classes is not None and num_classes != arch.num_classes:
         arch = dataclasses.replace(arch, num_classes=num_classes, ft_proj_selector=0)
-    model = SimCLR(**dataclasses.asdict(arch))
+    # What the checkpoint fills need not be drawn first; a fresh head must be.
+    complete = arch.num_classes is None or not _head_unfit(variables(arch), arrays.shapes)
+    model = SimCLR(**dataclasses.asdict(arch), initialize=not complete)
     log.info("%s", _restore(model, arrays, EVERYTHING, {}))
     return model
 

@@ -16,6 +16,7 @@ import keras
 from keras import ops
 
 from simclr_tf.batch_norm import BatchNorm
+from simclr_tf.initializers import Initializers
 
 # depth -> (bottleneck blocks?, blocks per group)
 ARCHITECTURES = {
@@ -46,7 +47,7 @@ class ResNet:
 
 
 def resnet(depth=50, width=1, sk_ratio=0.0, se_ratio=0.0, cifar_stem=False, batch_norm_decay=0.9, global_bn=True,
-           dtype=None, seeds=None) -> ResNet:
+           dtype=None, initializers=None, builder=None) -> ResNet:
     """Builds the encoder.
 
     Args:
@@ -57,13 +58,14 @@ def resnet(depth=50, width=1, sk_ratio=0.0, se_ratio=0.0, cifar_stem=False, batc
       cifar_stem: 3x3 convolution and no pooling, for images up to 32 pixels.
       batch_norm_decay, global_bn: see `BatchNorm`.
       dtype: Keras dtype policy of the layers, the global one by default.
-      seeds: iterator of ints for the initial weights; random by default.
+      initializers: of the kernels; random by default.
+      builder: class that makes the layers, by default `Builder`.
     """
     if depth not in ARCHITECTURES:
         raise ValueError(f"depth must be one of {sorted(ARCHITECTURES)}. Received: depth={depth}")
     if not float(64 * width).is_integer() or width <= 0:
         raise ValueError(f"64 * width must be a whole number of channels above 0. Received: width={width}")
-    build = _Builder(sk_ratio, se_ratio, batch_norm_decay, global_bn, dtype, seeds)
+    build = (builder or Builder)(sk_ratio, se_ratio, batch_norm_decay, global_bn, dtype, initializers or Initializers())
     bottleneck, group_sizes = ARCHITECTURES[depth]
     block = build.bottleneck_block if bottleneck else build.basic_block
     base = int(64 * width)
@@ -78,8 +80,7 @@ def resnet(depth=50, width=1, sk_ratio=0.0, se_ratio=0.0, cifar_stem=False, batc
             x = block(x, base * 2**group, strides, project=i == 0, name=f"block_group{group + 1}_block{i + 1}")
         endpoints[f"block_group{group + 1}"] = x
         stage_ends.append(len(build.layers))
-    # Averaged in float32 whatever the policy: h feeds losses and statistics.
-    h = ops.mean(ops.cast(x, "float32"), axis=(1, 2))  # [n, C]
+    h = build.average(x)  # [n, C]
     endpoints["final_avg_pool"] = h
     return ResNet(
         encoder=keras.Model(images, h, name="encoder"),
@@ -89,16 +90,16 @@ def resnet(depth=50, width=1, sk_ratio=0.0, se_ratio=0.0, cifar_stem=False, batc
     )
 
 
-class _Builder:
+class Builder:
     """Makes layers with the shared settings and remembers those with weights, in order."""
 
-    def __init__(self, sk_ratio, se_ratio, batch_norm_decay, global_bn, dtype, seeds):
+    def __init__(self, sk_ratio, se_ratio, batch_norm_decay, global_bn, dtype, initializers):
         self.sk_ratio = sk_ratio
         self.se_ratio = se_ratio
         self.batch_norm_decay = batch_norm_decay
         self.global_bn = global_bn
         self.dtype = dtype
-        self.seeds = seeds
+        self.initializers = initializers
         self.layers: list[keras.layers.Layer] = []
 
     def conv(self, x, filters, kernel_size, strides, name, use_bias=False):
@@ -107,7 +108,7 @@ class _Builder:
             x = _pad(x, kernel_size, self.dtype, name)
         layer = keras.layers.Conv2D(
             filters, kernel_size, strides, padding="same" if strides == 1 else "valid", use_bias=use_bias,
-            kernel_initializer=keras.initializers.VarianceScaling(seed=next(self.seeds) if self.seeds else None),
+            kernel_initializer=self.initializers.make(keras.initializers.VarianceScaling),
             dtype=self.dtype, name=name,
         )
         self.layers.append(layer)
@@ -115,13 +116,27 @@ class _Builder:
 
     def norm(self, x, name, relu=True, zero=False):
         """Batch norm, then ReLU unless told otherwise; `zero` starts its scale at 0."""
-        layer = BatchNorm(
-            self.batch_norm_decay, gamma_initializer="zeros" if zero else "ones", synchronized=self.global_bn,
-            dtype=self.dtype, name=name,
-        )
+        layer = self.norm_layer(name, "zeros" if zero else "ones")
         self.layers.append(layer)
         x = layer(x)
-        return ops.relu(x) if relu else x
+        return self.relu(x) if relu else x
+
+    # --- Operations, which exports make of other layers -------------------------------------------------------------
+    def norm_layer(self, name, gamma_initializer):
+        return BatchNorm(
+            self.batch_norm_decay, gamma_initializer=gamma_initializer, synchronized=self.global_bn, dtype=self.dtype,
+            name=name,
+        )
+
+    def relu(self, x):
+        return ops.relu(x)
+
+    def add(self, x, y):
+        return x + y
+
+    def average(self, x):
+        """[n, H, W, C] -> h [n, C], in float32 whatever the policy: h feeds losses and statistics."""
+        return ops.mean(ops.cast(x, "float32"), axis=(1, 2))
 
     # --- Stems ---------------------------------------------------------------------------------------------------
     def cifar_stem(self, x, filters, endpoints):
@@ -160,7 +175,7 @@ class _Builder:
         x = self.norm(self.conv(x, filters, 3, 1, f"{name}_conv2"), f"{name}_norm2", relu=False, zero=True)
         if self.se_ratio > 0:
             x = self.squeeze_excite(x, filters, name)
-        return ops.relu(x + shortcut)
+        return self.relu(self.add(x, shortcut))
 
     def bottleneck_block(self, x, filters, strides, project, name):
         shortcut = self.shortcut(x, 4 * filters, strides, name) if project else x
@@ -172,7 +187,7 @@ class _Builder:
         x = self.norm(self.conv(x, 4 * filters, 1, 1, f"{name}_conv3"), f"{name}_norm3", relu=False, zero=True)
         if self.se_ratio > 0:
             x = self.squeeze_excite(x, filters, name)
-        return ops.relu(x + shortcut)
+        return self.relu(self.add(x, shortcut))
 
     def selective_kernel(self, x, filters, strides, name):
         """Two 3x3 streams mixed by a softmax gate on their pooled sum."""

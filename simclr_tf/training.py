@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import checkpoint, data, distillation, evaluation, exports, options, restore, tracking
+from simclr_tf import checkpoint, data, distillation, evaluation, options, restore, saved_model, tracking
 from simclr_tf.config import Config
 from simclr_tf.errors import ConfigError, DataError
 from simclr_tf.interrupts import Interrupts
@@ -39,7 +39,7 @@ def train_then_eval(config: Config) -> dict:
     result = evaluation.evaluate_and_record(model, config, strategy, source.class_names, total)
     if result and (tracker := tracking.open_run(config)):
         tracker.scalars(total, {k: v for k, v in result.items() if k.startswith("eval/")})
-    exports.export_step(model, config.model_dir, total, config.keep_hub_module_max)
+    saved_model.export_step(model, config.model_dir, total, config.keep_hub_module_max)
     return result
 
 
