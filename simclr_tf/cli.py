@@ -20,9 +20,11 @@ MODES = {
     "train_then_eval": ("simclr_tf.training", "train_then_eval"),
     "eval": ("simclr_tf.evaluation", "evaluate"),
     "demo": ("simclr_tf.demo", "demo"),
+    "study": ("simclr_tf.study", "study"),
     "predict": ("simclr_tf.prediction", "predict"),
     "export": ("simclr_tf.exports", "export_checkpoint"),
 }
+BASELINE = ("simclr_tf.baseline", "train_then_eval")  # a frozen network of Keras's has a training of its own
 REPORTED = ("train", "train_then_eval", "eval")  # modes that end with a report.html; the demo writes its own
 
 
@@ -67,7 +69,7 @@ def _run(config: Config) -> None:
     if config.model_dir is None:
         raise ConfigError(f"--mode={config.mode} needs a folder for the run. Add --model_dir=runs/<name>.")
     config = dataclasses.replace(config, model_dir=os.path.expanduser(config.model_dir))
-    module, function = MODES[config.mode]
+    module, function = BASELINE if config.train_mode == "baseline" else MODES[config.mode]
     getattr(importlib.import_module(module), function)(config)
     if config.mode in REPORTED:
         _report(config)

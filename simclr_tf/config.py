@@ -13,11 +13,12 @@ import re
 
 from simclr_tf.errors import ConfigError
 
+STUDY_ROWS = ("baseline_none", "baseline_imagenet", "scratch", "finetuned", "linear", "released")
 RESNET_DEPTHS = (18, 34, 50, 101, 152, 200)
 CIFAR_STEM_MAX_SIZE = 32  # images up to this size get the 3x3 stem without pooling, and no evaluation crop
 
 # Modes that train, evaluate, or only look at something.
-TRAINING_MODES = ("train", "train_then_eval", "demo")
+TRAINING_MODES = ("train", "train_then_eval", "demo", "study")
 
 
 def option(default, topic: str, help: str, *, choices=None, above=None, at_least=None, at_most=None, resumable=False):
@@ -46,12 +47,13 @@ class Config:
     # --- Running -------------------------------------------------------------------------------------------------
     mode: str = option(
         "train", "Running", "What to do.", resumable=True,
-        choices=("train", "eval", "train_then_eval", "predict", "export", "demo", "list_checkpoints"),
+        choices=("train", "eval", "train_then_eval", "predict", "export", "demo", "study", "list_checkpoints"),
     )
     train_mode: str = option(
-        "pretrain", "Running", "Objective and trainable parts: contrastive pretraining, supervised fine-tuning, or "
-        "distillation: learning the class probabilities of a --teacher.",
-        choices=("pretrain", "finetune", "distill"),
+        "pretrain", "Running", "Objective and trainable parts: contrastive pretraining, supervised fine-tuning, "
+        "distillation: learning the class probabilities of a --teacher, or baseline: a classifier on the features of "
+        "a frozen InceptionV3.",
+        choices=("pretrain", "finetune", "distill", "baseline"),
     )
     model_dir: str | None = option(
         None, "Running", "Folder of the run: checkpoints, summaries, results. Created if absent.", resumable=True,
@@ -107,6 +109,10 @@ class Config:
     label_fraction: float = option(
         1.0, "Data", "Use the labels of this fraction of the examples only, the same of each class (at least one), "
         "chosen by the seed; as for labels_per_class.", above=0.0, at_most=1.0,
+    )
+    held_out_fraction: float = option(
+        0.0, "Data", "Keep this fraction of the labelled examples of each class out of fine-tuning, to choose settings "
+        "on: --eval_split=held_out evaluates on them.", at_least=0.0, at_most=0.9,
     )
     max_bad_images: int = option(
         0, "Data", "How many unreadable images to skip, counting and naming them, before giving up.", at_least=0,
@@ -211,6 +217,69 @@ class Config:
         1.0, "Distillation", "Weight of the teacher's probabilities in the loss; the rest, if any, is that of the "
         "labels, of all examples or of those that --labels_per_class or --label_fraction choose.", at_least=0.0,
         at_most=1.0,
+    )
+
+    # --- Baseline ------------------------------------------------------------------------------------------------
+    baseline_weights: str = option(
+        "imagenet", "Baseline", "In --train_mode=baseline, weights of the frozen InceptionV3: imagenet (Keras's file, "
+        "downloaded at first use), none (random), or the path of a weights file.",
+    )
+    baseline_image_size: int = option(
+        299, "Baseline", "Height and width that images are resized to for InceptionV3.", at_least=75,
+    )
+
+    # --- Study ---------------------------------------------------------------------------------------------------
+    study_rows: str = option(
+        ",".join(STUDY_ROWS), "Study", "Rows of the table, in the order they are run.", resumable=True,
+    )
+    study_seeds: str | None = option(
+        None, "Study", "Seeds of the rows that are trained on labels, such as 0,1,2; default --seed alone.",
+        resumable=True,
+    )
+    study_pretrain_seeds: str | None = option(
+        None, "Study", "Seeds that pretraining and the baselines are repeated for; the other seeds' fine-tunings start "
+        "from the first one's pretraining. Default: the first seed.", resumable=True,
+    )
+    study_labelled_split: str = option(
+        "test[:20%]", "Study", "Split whose labels are learned from. Pretraining uses --train_split without labels; "
+        "the test images are --eval_split, test[20%:] if not given.", resumable=True,
+    )
+    study_steps: int = option(
+        780, "Study", "Updates of fine-tuning and of the linear head.", at_least=1, resumable=True,
+    )
+    study_scratch_steps: int = option(
+        0, "Study", "Updates of supervised training from scratch; 0: as many as fine-tuning.", at_least=0,
+        resumable=True,
+    )
+    study_batch_size: int = option(
+        64, "Study", "Images per update of the rows that are trained on labels.", at_least=1, resumable=True,
+    )
+    study_optimizer: str = option(
+        "lars", "Study", "Optimizer of fine-tuning and of training from scratch.",
+        choices=("momentum", "adam", "lars"), resumable=True,
+    )
+    study_learning_rates: str = option(
+        "0.2,0.8,3.2", "Study", "Learning rates of training from scratch, per 256 images: the one that does best on "
+        "the test images counts, in its favour.", resumable=True,
+    )
+    study_finetune_learning_rates: str | None = option(
+        None, "Study", "Learning rates of fine-tuning; of several the best on held-out labelled images is used. "
+        "Default: those of training from scratch.", resumable=True,
+    )
+    study_linear_learning_rates: str = option(
+        "0.1,0.3,1", "Study", "Learning rates of the linear head (with momentum), chosen as those of fine-tuning.",
+        resumable=True,
+    )
+    study_weight_decay: float = option(
+        0.0, "Study", "Weight decay of the rows that are trained on labels.", at_least=0.0, resumable=True,
+    )
+    study_label_counts: str | None = option(
+        "1,2,5", "Study", "Labels per class at which the label-efficiency curve is measured, besides all; none "
+        "leaves the curve out.", resumable=True,
+    )
+    study_checkpoint: str = option(
+        "simclrv2/pretrained/r50_1x_sk0", "Study", "Released (or any other) checkpoint that is fine-tuned in the row "
+        "`released`.", resumable=True,
     )
 
     # --- Evaluation ----------------------------------------------------------------------------------------------
@@ -360,11 +429,17 @@ def _check_together(c: Config) -> None:
     rule(c.train_mode != "distill" or c.distill_weight < 1 or not (c.labels_per_class or c.label_fraction < 1),
          "At --distill_weight=1 labels are not used, so that none can be chosen", "distill_weight", "labels_per_class",
          "label_fraction", fix="Lower --distill_weight, or drop the choice of labels.")
-    if c.train_mode == "pretrain":
+    rule(c.train_mode != "baseline" or c.mode in TRAINING_MODES, "A baseline is trained and evaluated at once",
+         "train_mode", "mode", fix="Use --mode=train_then_eval.")
+    if c.mode == "study":
+        _check_study(c, rule)
+    elif c.train_mode == "pretrain":
         for name in ("labels_per_class", "label_fraction"):
             rule(name not in c.given or getattr(c, name) == Config.__dataclass_fields__[name].default,
                  "Pretraining uses every image: labelled subsets are for fine-tuning", "train_mode", name,
                  fix="Add --train_mode=finetune, or slice --train_split.")
+    rule(not c.held_out_fraction or c.train_mode == "finetune", "Labelled examples are held out in fine-tuning only",
+         "train_mode", "held_out_fraction", fix="Add --train_mode=finetune or drop --held_out_fraction.")
     rule(not (c.use_tpu is True and c.strategy not in ("auto", "tpu")), "--use_tpu=True contradicts --strategy",
          "use_tpu", "strategy", fix="Drop one.")
     rule(not (c.use_tpu is False and c.strategy == "tpu"), "--use_tpu=False contradicts --strategy=tpu",
@@ -377,3 +452,49 @@ def _check_together(c: Config) -> None:
                 f"--variable_schema must be a regular expression ({error}). Received: "
                 f"--variable_schema={c.variable_schema}. Leave it out to restore everything but global_step."
             ) from error
+
+
+def _check_study(c: Config, rule) -> None:
+    """Raises ConfigError for lists of a study that cannot be read or contradict each other."""
+    rule(c.train_mode == "pretrain", "A study pretrains first and makes its other runs itself", "mode", "train_mode",
+         fix="Drop --train_mode.")
+    rows = listed(c, "study_rows", str)
+    rule(rows and set(rows) <= set(STUDY_ROWS), f"--study_rows must be some of {','.join(STUDY_ROWS)}", "study_rows",
+         fix="Separate them by commas.")
+    seeds, pretrained = study_seeds(c), study_pretrain_seeds(c)
+    rule(set(pretrained) <= set(seeds), "Pretraining is repeated for seeds of the study only", "study_pretrain_seeds",
+         "study_seeds", fix="Add the seed to --study_seeds.")
+    for name in ("study_learning_rates", "study_finetune_learning_rates", "study_linear_learning_rates"):
+        rates = listed(c, name, float)
+        rule(getattr(c, name) is None or (rates and all(0 < r < math.inf for r in rates)),
+             f"--{name} must be positive numbers", name, fix="Write for example 0.2,0.8,3.2.")
+    rule(all(k > 0 for k in listed(c, "study_label_counts", int)), "--study_label_counts must be positive",
+         "study_label_counts", fix="Write for example 1,2,5.")
+    rule(all(s >= 0 for s in seeds), "Seeds must not be negative", "study_seeds", fix="Write for example 0,1,2.")
+
+
+def listed(c: Config, name: str, kind: type) -> tuple:
+    """The values of a flag that holds several, separated by commas, without repetitions.
+
+    Raises:
+      ConfigError: one of them is no `kind`.
+    """
+    text = getattr(c, name) or ""
+    if text.lower() == "none":
+        return ()
+    try:
+        return tuple(dict.fromkeys(kind(part.strip()) for part in text.split(",") if part.strip()))
+    except ValueError as error:
+        raise ConfigError(
+            f"--{name} must be a list of {kind.__name__} values, separated by commas. Received: --{name}={text}."
+        ) from error
+
+
+def study_seeds(c: Config) -> tuple[int, ...]:
+    """Seeds of a study's cheap rows; the first one's pretraining is always made."""
+    return listed(c, "study_seeds", int) or (c.seed,)
+
+
+def study_pretrain_seeds(c: Config) -> tuple[int, ...]:
+    """Seeds that a study's pretraining is repeated for."""
+    return listed(c, "study_pretrain_seeds", int) or study_seeds(c)[:1]

@@ -18,18 +18,23 @@ from simclr_tf.sources import Source
 log = logging.getLogger(__name__)
 
 # Second halves of the seeds, so that order, augmentation and choice of labels do not follow each other.
-_ORDER, _AUGMENTATION, _LABELS = 1, 2, 3
+_ORDER, _AUGMENTATION, _LABELS, _HELD_OUT = 1, 2, 3, 4
+
+HELD_OUT = "held_out"  # the name of a split, see `open_source`
 
 
 def open_source(config: Config, split: str) -> Source:
     """Opens a split of `config.dataset`. Nothing is decoded yet.
 
     Args:
-      split: `train`, `test[20%:]`, `train[:100]`, `train+test`, ...: the notation of TFDS, on every data set.
+      split: `train`, `test[20%:]`, `train[:100]`, `train+test`, ...: the notation of TFDS, on every data set; or
+        `held_out`: the labelled training examples that `config.held_out_fraction` keeps out of training.
 
     Raises:
       DataError: the data set or split does not exist, is empty, or cannot be prepared.
     """
+    if split == HELD_OUT:
+        return held_out_apart(_labelled_source(config), config)[1]
     if config.dataset == "digits":
         return sources.open_digits(split)
     if config.dataset.startswith(sources.FOLDER_PREFIX):
@@ -41,10 +46,40 @@ def open_source(config: Config, split: str) -> Source:
 
 def open_training_source(config: Config) -> Source:
     """`config.train_split`, with the labels asked for; fine-tuning leaves out the examples that have none of them."""
+    source = _labelled_source(config)
+    return held_out_apart(source, config)[0] if config.held_out_fraction else source
+
+
+def _labelled_source(config: Config) -> Source:
     source = open_source(config, config.train_split)
     if config.labels_per_class or config.label_fraction < 1:
         source = labelled_subset(source, config)
     return source
+
+
+def held_out_apart(source: Source, config: Config) -> tuple[Source, Source]:
+    """Splits labelled examples into those to train on and `config.held_out_fraction` of each class, by the seed.
+
+    Raises:
+      DataError: there are no labels, or too few for anything to be held out.
+    """
+    asked = f"--held_out_fraction={config.held_out_fraction}"
+    if source.class_names is None:
+        raise DataError(f"{asked} needs labels, and {source.name} has none. Use a data set with classes.")
+    if isinstance(source, tfds_source.StreamedSource):
+        source = source.with_labels()
+    apart = np.zeros(source.num_examples, bool)
+    for label in range(source.num_classes):
+        members = np.flatnonzero(source.labels == label)
+        order = np.random.Generator(np.random.PCG64([config.seed, _HELD_OUT, label])).permutation(len(members))
+        apart[members[order[: round(config.held_out_fraction * len(members))]]] = True
+    if not apart.any():
+        raise DataError(
+            f"{asked} holds out nothing of {source.name}, split {source.split}: its {source.num_examples:,} labelled "
+            f"images are too few for {source.num_classes} classes. Raise the fraction, or use more labelled images."
+        )
+    note = f"{asked}: {apart.sum():,} of {source.num_examples:,} examples held out"
+    return source.select(np.flatnonzero(~apart), note), source.select(np.flatnonzero(apart), note)
 
 
 def labelled_subset(source: Source, config: Config) -> Source:
@@ -127,7 +162,7 @@ def train_batches(
 
 def eval_batches(
     source: Source, config: Config, *, batch_size: int | None = None, start_step: int = 0, worker: int = 0,
-    num_workers: int = 1, bad: Collection[int] = (),
+    num_workers: int = 1, bad: Collection[int] = (), view: Callable | None = None,
 ) -> tf.data.Dataset:
     """Every example once, in order, in batches of one static size; the last one is padded.
 
@@ -136,6 +171,7 @@ def eval_batches(
       start_step: batches to leave out at the beginning.
       worker, num_workers: as for `train_batches`.
       bad: indices of unreadable examples: they count nothing.
+      view: uint8 [H, W, 3] -> float32 [S, S, 3]; default the evaluation crop.
 
     Returns:
       Dataset of dict(images float32 [n, S, S, 3] in [0, 1], labels int32 [n] (-1 unknown), weights float32 [n],
@@ -152,7 +188,7 @@ def eval_batches(
         def read():
             _, data, label = source.fetch(element, {})
             is_bad = tf.reduce_any(tf.equal(bad_indices, index))
-            return tf.cond(is_bad, lambda: (black(), label, 0.0), lambda: (view(data), label, 1.0))
+            return tf.cond(is_bad, lambda: (black(), label, 0.0), lambda: (seen(data), label, 1.0))
 
         image, label, weight = tf.cond(index < 0, lambda: (black(), 0, 0.0), read)
         return {"images": image, "labels": label, "weights": weight, "index": index}
@@ -160,8 +196,11 @@ def eval_batches(
     def black():
         return tf.zeros([size, size, 3])
 
-    def view(data):
-        image = augment.preprocess_for_eval(images.decode(data), size, crop=size > CIFAR_STEM_MAX_SIZE)
+    def crop(image):
+        return augment.preprocess_for_eval(image, size, crop=size > CIFAR_STEM_MAX_SIZE)
+
+    def seen(data):
+        image = (view or crop)(images.decode(data))
         return tf.ensure_shape(image, [size, size, 3])
 
     elements = source.in_order(start_step * batch, -n % batch)
@@ -258,12 +297,15 @@ class Feed:
         return cls(source, config, make, indices)
 
     @classmethod
-    def evaluation(cls, source: Source, config: Config, *, batch_size: int | None = None) -> "Feed":
+    def evaluation(
+        cls, source: Source, config: Config, *, batch_size: int | None = None, view: Callable | None = None,
+    ) -> "Feed":
         batch = batch_size or config.eval_batch_size
 
         def make(step, bad, worker, num_workers):
             return eval_batches(
-                source, config, batch_size=batch, start_step=step, bad=bad, worker=worker, num_workers=num_workers
+                source, config, batch_size=batch, start_step=step, bad=bad, worker=worker, num_workers=num_workers,
+                view=view,
             )
 
         def indices(step):
@@ -313,7 +355,11 @@ class Feed:
 
     def __iter__(self) -> Iterator[dict[str, tf.Tensor]]:
         """All batches from step 0 on, recovering by itself."""
-        step, dataset = 0, self.batches()
+        return self.iterate(0)
+
+    def iterate(self, step: int) -> Iterator[dict[str, tf.Tensor]]:
+        """All batches from `step` on, recovering by itself."""
+        dataset = self.batches(step)
         while True:
             try:
                 for batch in dataset:

@@ -107,7 +107,7 @@ def evaluate_and_record(
     }
     log.info("Step %d on %d images of %s: top-1 %.2f %%, top-5 %.2f %%", step, len(predictions.labels),
              config.eval_split, 100 * predictions.top_1(), 100 * predictions.top_5())
-    _record(config, result, predictions, class_names, source.ids(predictions.index), step)
+    record(config, result, predictions, class_names, source.ids(predictions.index), step)
     return result
 
 
@@ -177,7 +177,7 @@ def _last_step(config: Config) -> int:
     return config.train_steps or config.total_steps(data.open_training_source(config).num_examples)
 
 
-def _record(config: Config, result: dict, predictions: Predictions, class_names, ids: list[str], step: int) -> None:
+def record(config: Config, result: dict, predictions: Predictions, class_names, ids: list[str], step: int) -> None:
     """Writes result.json, result_<step>.json, flags.json, predictions.npz, and the TensorBoard scalars."""
     suffix = f"_{config.eval_name}" if config.eval_name else ""
     settings = {f.name: getattr(config, f.name) for f in flag_fields()}

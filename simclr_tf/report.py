@@ -149,11 +149,14 @@ def describe(config: Config) -> str:
     """One line: what was done, on what, with which network."""
     verb = {
         "pretrain": "Contrastive pretraining", "finetune": "Supervised fine-tuning", "distill": "Distillation",
+        "baseline": "Frozen InceptionV3 with a small classifier",
     }[config.train_mode]
     if config.train_mode == "finetune" and not config.checkpoint:
         verb = "Supervised training from scratch"
     if config.mode == "eval":
         verb = "Evaluation"
+    if config.train_mode == "baseline":
+        return f"{verb} on {config.dataset}: {config.baseline_image_size} px, seed {config.seed}"
     return (
         f"{verb} on {config.dataset}: ResNet-{config.resnet_depth}, width {config.width_multiplier:g}, "
         f"{config.image_size} px, seed {config.seed}"
@@ -201,7 +204,7 @@ def curves(run: Run) -> Section | None:
 
 def views(run: Run) -> Section | None:
     """Sample images beside what augmentation makes of them: the first ones of the first epoch, as they were seen."""
-    if run.config.mode == "eval":
+    if run.config.mode == "eval" or run.config.train_mode == "baseline":
         return None
     try:
         source = data.open_training_source(run.config)

@@ -64,7 +64,7 @@ def _train(config: Config):
         state = checkpoint.training_state(model, optimizer)
         step = _begin(config, model, state, source)
     _announce(config, source, model, step, total)
-    _write_flags(config)
+    write_flags(config)
 
     run_steps, tags = make_loop(model, optimizer, config, strategy, teacher)
     feed = data.Feed.training(source, config)
@@ -201,7 +201,7 @@ def _announce(config: Config, source, model: SimCLR, step: int, total: int) -> N
     )
 
 
-def _write_flags(config: Config) -> None:
+def write_flags(config: Config) -> None:
     """Leaves the resolved flags where `run.py --flagfile=<model_dir>/flags.flags` repeats the run."""
     try:
         with tf.io.gfile.GFile(os.path.join(config.model_dir, "flags.flags"), "w") as file:
