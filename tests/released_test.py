@@ -19,6 +19,7 @@ from simclr_tf.errors import CheckpointError
 from simclr_tf.model import make_model, named_variables
 from simclr_tf.step import make_optimizer
 from tests.golden.fill import fill, image_batch
+from tests.golden.formats_test import tf1_name, write
 from tests.golden.recorded import FOLDER, read
 
 R18 = dict(depth=18, cifar_stem=True)
@@ -26,13 +27,6 @@ R18 = dict(depth=18, cifar_stem=True)
 
 def shapes_of(architecture):
     return {name: tuple(shape) for name, shape in read("tf1_variables.json.gz")[architecture]}
-
-
-def write(prefix, arrays):
-    """A bare TF1 checkpoint."""
-    names = list(arrays)
-    tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=[""] * len(names),
-                      tensors=[tf.constant(arrays[n]) for n in names])
 
 
 def weights(architecture="r18_1x_sk0_32px", head=True):
@@ -79,32 +73,13 @@ def test_use_ema_takes_the_moving_average(tf1):
         np.testing.assert_allclose(b.variable.numpy() - a.variable.numpy(), difference, atol=1e-6)
 
 
-def test_a_hub_module_folder(tmp_path):
-    (tmp_path / "variables").mkdir()
-    write(tmp_path / "variables" / "variables", weights())
-    (tmp_path / "saved_model.pb").write_bytes(b"")
-    (tmp_path / "tfhub_module.pb").write_bytes(b"\x08\x03")
-    assert_forward(released.load(tmp_path))
-
-
-def tf2_name_to_tf1(name):
-    """By the rule that the recorded numbers' documentation states."""
-    leaf = name.rpartition("/")[2]
-    if name.startswith("resnet/"):
-        kind, number = re.search(r"(conv2d|batch_normalization)(_\d+)?/\w+$", name).groups()
-        return f"base_model/{kind}{number or ''}/{leaf}"
-    if layer := re.search(r"nl_\d", name):
-        return f"head_contrastive/{layer[0]}/{'dense' if leaf == 'kernel' else 'batch_normalization'}/{leaf}"
-    return f"head_supervised/linear_layer/dense/{leaf}"
-
-
 def test_a_saved_model_is_read_without_running_it(tmp_path):
     """One whose function would write a file is loaded, and the file does not appear."""
     trace = tmp_path / "was_here"
     module = tf.Module()
-    names = read("tf2_names.json")
+    entries = read("tf2_variables.json.gz")["r18_1x_sk0_32px"]["saved_model"]
     module.trainable_variables_list = [
-        tf.Variable(fill(tf2_name_to_tf1(name), shape), name=name) for name, shape in names
+        tf.Variable(fill(tf1_name(name), shape), name=name) for _, name, shape in entries
     ]
 
     @tf.function(input_signature=[])
