@@ -15,6 +15,7 @@ from simclr_tf.architecture import RELEASED_SK_RATIO, Architecture, variables
 from simclr_tf.errors import CheckpointError
 
 HTTPS = "https://storage.googleapis.com"
+BUCKETS = ("gs://simclr-checkpoints/", "gs://simclr-checkpoints-tf2/", "gs://simclr-gcs/")  # the authors', public
 _TF1_BUCKET = "simclr-checkpoints/simclrv2"
 _TF2_BUCKET = "simclr-checkpoints-tf2"
 _CLASSES = 1000
@@ -90,6 +91,11 @@ def table() -> tuple[Released, ...]:
 def find(name: str) -> Released | None:
     """The released model of that name."""
     return next((model for model in table() if model.name == name), None)
+
+
+def find_source(url: str) -> tuple[Released, Source] | None:
+    """The released model, and which of its formats, that the `gs://` URL is the folder or archive of."""
+    return next(((m, source) for m in table() for source in m.sources if source.url == url.rstrip("/")), None)
 
 
 def files_of(prefix: str) -> dict[str, str]:

@@ -51,6 +51,11 @@ class NamedArrays:
             if tf.io.gfile.exists(os.path.join(os.path.dirname(prefix), "..", "tfhub_module.pb")):
                 self.format = "TF1 hub module"
         if not self._keys:
+            if any(key.startswith("_model/encoder/") for key in shapes):
+                raise CheckpointError(
+                    f"{source} is a SavedModel that simclr_tf exported, for use elsewhere: give the run's folder or "
+                    "checkpoint instead."
+                )
             some = ", ".join(sorted(shapes)[:5]) or "nothing"
             raise CheckpointError(f"{source} is a checkpoint, but not of SimCLR: it holds {some}. {_SUPPORTED}.")
         self.shapes = {name: tuple(shapes[key]) for name, key in self._keys.items()}
@@ -254,7 +259,7 @@ def _open_bundle(prefix: str):
     if absent:
         raise CheckpointError(f"{prefix} is incomplete: missing beside its index: {', '.join(absent)}.")
     try:
-        reader = tf.train.load_checkpoint(prefix)
+        reader = tf.compat.v1.train.NewCheckpointReader(prefix)  # takes a prefix, never a folder
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{prefix}.index is damaged: {_first_line(error)}") from error

@@ -12,16 +12,14 @@ import logging
 import math
 import os
 import re
-import urllib.parse
 from collections.abc import Mapping
 
-import tensorflow as tf
-
-from simclr_tf import catalog, download, formats
+from simclr_tf import catalog, formats
 from simclr_tf.architecture import Architecture, architecture, differences, variables
 from simclr_tf.catalog import Released, table, table_markdown, table_text
 from simclr_tf.config import Config
 from simclr_tf.errors import CheckpointError, ConfigError
+from simclr_tf.location import FOLDER, locate
 from simclr_tf.model import SimCLR, named_variables
 
 __all__ = [
@@ -31,11 +29,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"  # where released models are put or downloaded, below the working directory
 EVERYTHING = "?!global_step"  # the reference's default of --variable_schema, no regular expression
 _HEAD = "head_supervised"
 _PROJECTION = "head_contrastive"
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +78,7 @@ def load(
       CheckpointError: the checkpoint cannot be had, read, or is not SimCLR's.
     """
     released = catalog.find(os.fspath(name_or_path))
-    arrays = formats.open_checkpoint(locate(name_or_path, folder=folder), use_ema=use_ema)
-    arch = architecture(arrays.shapes, arrays.source)
+    arch, arrays = inspect(name_or_path, use_ema=use_ema, folder=folder)
     if released and arch.proj_head_mode != "none":
         arch = dataclasses.replace(arch, ft_proj_selector=released.ft_proj_selector)
     if num_classes is not None and num_classes != arch.num_classes:
@@ -100,7 +95,20 @@ def inspect(
 ) -> tuple[Architecture, formats.NamedArrays]:
     """The architecture of a checkpoint and its weights, not read yet. Arguments and errors as for `load`."""
     arrays = formats.open_checkpoint(locate(name_or_path, folder=folder), use_ema=use_ema)
-    return architecture(arrays.shapes, arrays.source), arrays
+    arch = architecture(arrays.shapes, arrays.source)
+    if released := catalog.find(os.fspath(name_or_path)):
+        _check_is(released, arch, arrays.source)
+    return arch, arrays
+
+
+def _check_is(released: Released, arch: Architecture, source: str) -> None:
+    """Raises CheckpointError if the files found for a released model are another network's."""
+    fields = ("depth", "width", "sk_ratio", "se_ratio", "cifar_stem")
+    if any(getattr(arch, field) != getattr(released.architecture, field) for field in fields):
+        raise CheckpointError(
+            f"{source} is mixed up: it holds {arch}, but {released.name} is {released.architecture}. Delete the "
+            "files to download them again."
+        )
 
 
 def restore_into(
@@ -148,7 +156,8 @@ def _restore(model: SimCLR, arrays: formats.NamedArrays, schema: str, left_out: 
         )
     for scope, reason in _passed_over(schema, wanted, left_out).items():
         left_out[scope] = reason
-    for name in restored:
+    # The largest first: what a variable held before is freed when it is filled, and has room for the next array.
+    for name in sorted(restored, key=lambda name: -math.prod(restored[name])):
         targets[name].assign(arrays.read(name))
     parameters = sum(math.prod(shape) for shape in restored.values())
     leftovers = dict(collections.Counter(arrays.leftovers.values()))
@@ -244,79 +253,3 @@ def follow(config: Config, arch: Architecture, source: str = "the checkpoint") -
         return dataclasses.replace(config, **changes)
     except ConfigError as error:
         raise CheckpointError(f"{source} ({arch}) does not fit the flags: {error}") from error
-
-
-# --- Where a checkpoint is ---------------------------------------------------------------------------------------
-
-
-def locate(name_or_path: str | os.PathLike, *, folder: str = FOLDER) -> str:
-    """A path that `formats.open_checkpoint` takes; what is not here yet is downloaded.
-
-    Args:
-      name_or_path: an existing path (first choice), the name of a released model, a `gs://` path, or an https URL of
-        an archive, of a checkpoint's prefix, or (with a final slash) of a SavedModel's or hub module's folder.
-      folder: where downloads go: `<folder>/<name>` or `<folder>/<host>/<path>`.
-
-    Raises:
-      CheckpointError: there is no such thing, or it cannot be downloaded: what to fetch and where to put it is said.
-      StorageError: it cannot be written.
-    """
-    path = os.fspath(name_or_path)
-    if path.startswith(("https://", "http://")):
-        return _from_url(path, folder)
-    if "://" in path or tf.io.gfile.exists(path) or tf.io.gfile.exists(path + ".index"):
-        return path
-    if released := catalog.find(path.rstrip("/")):
-        return _from_release(released, os.path.join(folder, released.name))
-    if path.startswith(("simclrv1/", "simclrv2/")):
-        raise catalog.no_such_model(path)
-    return path  # open_checkpoint says what is wrong with it
-
-
-def _from_release(released: Released, folder: str) -> str:
-    """The path of the released model in `folder`, in whichever of its formats is there; downloaded otherwise."""
-    for source in released.sources:
-        if source.files and all(os.path.exists(os.path.join(folder, name)) for name in source.files):
-            download.fetch(folder, source.files)
-            return _entry(folder, source.files)
-    if os.path.isdir(folder):
-        try:
-            return formats.find_prefix(folder)  # put there by hand, in a layout of its own
-        except CheckpointError:
-            log.debug("%s holds no complete checkpoint", folder)
-    source = released.sources[0]
-    files = source.files or _stated_files(source.state, folder)
-    log.info("Downloading %s from %s", released.name, source.url)
-    download.fetch(folder, files)
-    return _entry(folder, files)
-
-
-def _entry(folder: str, files: dict[str, str]) -> str:
-    """The path that stands for the downloaded `files`: their index, or the archive."""
-    return os.path.join(folder, list(files)[-1])
-
-
-def _stated_files(state_url: str, folder: str) -> dict[str, str]:
-    """Files of the checkpoint that the `checkpoint` file at `state_url` names."""
-    download.fetch(folder, {"checkpoint": state_url})
-    path = os.path.join(folder, "checkpoint")
-    with open(path, encoding="utf-8", errors="replace") as file:
-        match = re.search(r'^model_checkpoint_path: "(?:.*/)?([\w.-]+)"', file.read(1 << 16), re.MULTILINE)
-    if not match:
-        raise CheckpointError(f"{path}, from {state_url}, names no checkpoint. Delete it to download it again.")
-    return catalog.files_of(f"{state_url.rsplit('/', 1)[0]}/{match[1]}")
-
-
-def _from_url(url: str, folder: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    segments = [segment for segment in parts.path.split("/") if segment]
-    if not parts.netloc or not segments or ".." in segments:
-        raise CheckpointError(f"{url} names no file to download.")
-    host = re.sub(r"[^\w.-]", "_", parts.netloc)
-    if parts.path.endswith("/"):
-        url, segments = f"{url}variables/variables", [*segments, "variables", "variables"]
-    target = os.path.join(folder, host, *segments[:-1])
-    name = segments[-1]
-    files = {name: url} if name.endswith(_ARCHIVES) else catalog.files_of(url.removesuffix(".index"))
-    download.fetch(target, files)
-    return _entry(target, files)
