@@ -36,6 +36,7 @@ setup(
         "cpu": ["tensorflow-cpu>=2.18"],
         "cuda": ["tensorflow[and-cuda]>=2.18"],
         "tpu": ["tensorflow-tpu>=2.18"],
+        "jax": ["jax>=0.7", "tensorflow-cpu>=2.18"],  # for KERAS_BACKEND=jax: TensorFlow then reads data and files
         "wandb": ["wandb"],
         "torch": ["torch==2.13.0"],  # for the tests of exports to it
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy"],

@@ -55,7 +55,7 @@ class BatchNorm(keras.layers.Layer):
         return input_shape
 
     def call(self, x, training=False):
-        beta = ops.zeros_like(self.gamma) if self.beta is None else self.beta
+        beta = ops.zeros(self.gamma.shape) if self.beta is None else self.beta
         if not training:
             return self._normalize(x, self.moving_mean, self.moving_variance, beta)
         if tf is None:

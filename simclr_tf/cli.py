@@ -25,6 +25,7 @@ MODES = {
     "export": ("simclr_tf.exports", "export_checkpoint"),
 }
 BASELINE = ("simclr_tf.baseline", "train_then_eval")  # a frozen network of Keras's has a training of its own
+BACKENDS = ("tensorflow", "jax")  # of Keras; the choice is the environment variable KERAS_BACKEND
 REPORTED = ("train", "train_then_eval", "eval")  # modes that end with a report.html; the demo writes its own
 
 
@@ -90,17 +91,32 @@ def _prepare_process() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.WARNING)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # kernels' chatter; errors still reach us as exceptions
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if backend not in BACKENDS:
+        raise ConfigError(
+            f"The environment variable KERAS_BACKEND must be {' or '.join(BACKENDS)}. Received: "
+            f"KERAS_BACKEND={backend}."
+        )
     try:
         with _quiet_stderr():
             import tensorflow as tf
+
+            if backend == "jax":
+                import jax
     except ModuleNotFoundError as error:
+        if error.name == "jax":
+            raise ConfigError("KERAS_BACKEND=jax needs JAX. Run: pip install 'simclr_tf[jax]'.") from None
         if error.name != "tensorflow":
             raise
         raise ConfigError(
-            "TensorFlow is not installed. Run: pip install 'simclr_tf[cpu]' (or [cuda], or [tpu])."
+            "TensorFlow is not installed. Run: pip install 'simclr_tf[cpu]' (or [cuda], [tpu], [jax])."
         ) from None
     tf.get_logger().setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.WARNING)  # not for every kind of device that is not here
+    if backend == "jax":
+        tf.config.set_visible_devices([], "GPU")  # TensorFlow reads data and files only; the memory is JAX's
+        # float32 is to mean float32: accelerators otherwise round the factors of its products to fewer bits.
+        jax.config.update("jax_default_matmul_precision", "float32")
 
 
 @contextlib.contextmanager

@@ -11,13 +11,14 @@ import time
 
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from simclr_tf import checkpoint, data, released, restore, saved_model, tracking
 from simclr_tf.config import Config, flag_fields
 from simclr_tf.errors import CheckpointError, DataError
 from simclr_tf.model import SimCLR, make_model
 from simclr_tf.step import weight_decay_loss
-from simclr_tf.strategy import distribute, make_strategy
+from simclr_tf.strategy import distribute, inference, make_strategy
 
 log = logging.getLogger(__name__)
 
@@ -115,24 +116,20 @@ def predict(model: SimCLR, config: Config, source, strategy: tf.distribute.Strat
     """Runs `model` over a source, each example once (`config.eval_steps` batches of it, if above 0)."""
     k = min(5, model.num_classes)
 
-    @tf.autograph.experimental.do_not_convert
     def one_batch(batch):
         h = model.encoder(batch["images"], training=False)
         hiddens = model.projection_head(h, training=False)
-        p = tf.nn.softmax(model.supervised_head(hiddens[model.ft_proj_selector]))
-        probabilities, top = tf.math.top_k(p, k)
+        p = ops.softmax(model.supervised_head(hiddens[model.ft_proj_selector]))
+        probabilities, top = ops.top_k(p, k)
         return batch["index"], batch["weights"], batch["labels"], top, probabilities
 
-    @tf.function
-    def run(batch):
-        return strategy.run(one_batch, (batch,))
-
+    run = inference(strategy, model, one_batch)
     feed = data.Feed.evaluation(source, config)
     parts = []
     for step, batch in enumerate(feed if strategy.num_replicas_in_sync == 1 else _distributed(feed, strategy, config)):
         if config.eval_steps and step >= config.eval_steps:
             break
-        values = [tf.concat(strategy.experimental_local_results(v), 0).numpy() for v in run(batch)]
+        values = run(batch)
         counts = values[1] > 0  # padding and unreadable images do not
         parts.append([v[counts] for v in values])
     index, _, labels, top, probabilities = (np.concatenate(columns) for columns in zip(*parts, strict=True))

@@ -84,7 +84,7 @@ def export(
         raise ConfigError(f"The format of an export must be one of {', '.join(PATHS)}. Received: format={format!r}")
     if format == "saved_model":
         return export_saved_model(model, path, check=lambda written: _difference(
-            model, lambda images: tf.saved_model.load(written)(images, trainable=False), path))
+            model, lambda images: tf.saved_model.load(written)(tf.constant(images), trainable=False), path))
     if not path.endswith(f".{format}"):
         raise ConfigError(f"An export with format={format!r} must end with .{format}. Received: {path}")
     write, load = {
@@ -102,11 +102,12 @@ def _difference(model: SimCLR, exported: Callable, path: str) -> float:
     size = 32 if model.architecture["cifar_stem"] else 64
     images = np.random.default_rng(0).uniform(size=(2, size, size, 3)).astype(np.float32)
     with tf.device("CPU:0"):
-        expected, found = model(images), exported(tf.constant(images))
+        found = {name: np.asarray(value) for name, value in exported(images).items()}
+        expected = {name: np.asarray(value) for name, value in model(images).items()}
     errors = {}
     for name, value in found.items():
         largest = np.abs(expected[name]).max()
-        errors[name] = float(np.abs(np.asarray(value) - np.asarray(expected[name])).max() / max(largest, 1e-30))
+        errors[name] = float(np.abs(value - expected[name]).max() / max(largest, 1e-30))
     wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}  # nan is wrong, too
     if wrong:
         listed = ", ".join(f"{name} by {error:.1e}" for name, error in wrong.items())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
+from simclr_tf import saved_model_process
 from simclr_tf.checkpoint import storage_error
 from simclr_tf.errors import StorageError
 from simclr_tf.model import SimCLR, named_variables
@@ -30,6 +32,15 @@ class _Exported(tf.Module):
         return self._model(inputs, training=trainable)
 
 
+def write(model: SimCLR, folder: str) -> None:
+    """Writes `model`, on the TensorFlow backend, as a SavedModel to a new folder."""
+    exported = _Exported(model)
+    images = tf.TensorSpec([None, None, None, 3], tf.float32)
+    exported.__call__.get_concrete_function(images, trainable=True)
+    exported.__call__.get_concrete_function(images, trainable=False)
+    tf.saved_model.save(exported, folder)
+
+
 def export_saved_model(model: SimCLR, path: str, check: Callable[[str], float] = lambda folder: 0.0) -> float:
     """Writes `model` to the folder `path`, replacing a SavedModel that is there.
 
@@ -45,14 +56,11 @@ def export_saved_model(model: SimCLR, path: str, check: Callable[[str], float] =
     """
     if tf.io.gfile.exists(path) and not tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
         raise StorageError(f"{path} is there already and no SavedModel: it is not replaced. Choose another path.")
-    exported = _Exported(model)
-    images = tf.TensorSpec([None, None, None, 3], tf.float32)
-    exported.__call__.get_concrete_function(images, trainable=True)
-    exported.__call__.get_concrete_function(images, trainable=False)
     unfinished = f"{path}.unfinished"
     try:
         _remove(unfinished)
-        tf.saved_model.save(exported, unfinished)
+        on_tensorflow = keras.config.backend() == "tensorflow"
+        (write if on_tensorflow else saved_model_process.write)(model, unfinished)
         try:
             checked = check(unfinished)
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from simclr_tf import losses
 from simclr_tf.config import Config
@@ -78,6 +79,10 @@ def train_step(model: SimCLR, optimizer: keras.optimizers.Optimizer, images, lab
 
 def update(model, optimizer, images, labels, config, teacher=None) -> tuple[dict, dict]:
     """`train_step`, returning the metrics of the step as well."""
+    if keras.config.backend() == "jax":
+        from simclr_tf import jax_step
+
+        return jax_step.update(model, optimizer, images, labels, config, teacher)
     trained = trainable(model)
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -96,12 +101,12 @@ def update(model, optimizer, images, labels, config, teacher=None) -> tuple[dict
 
 def forward(model: SimCLR, images, labels, config: Config, teacher=None) -> tuple[dict, dict]:
     """Loss terms and metrics of a training batch; see `train_step` for the arguments."""
-    zero = tf.zeros([])
+    zero = ops.zeros([])
     terms = dict(contrastive=zero, supervised=zero, distillation=zero)
     metrics = {}
     pretraining = config.train_mode == "pretrain"
     if pretraining:
-        images = tf.concat(tf.split(images, 2, axis=-1), 0)  # [n, H, W, 6] -> [2n, H, W, 3], view 1 first
+        images = ops.concatenate(ops.split(images, 2, axis=-1), 0)  # [n, H, W, 6] -> [2n, H, W, 3], view 1 first
     # Fine-tuning the classifier alone leaves the network below it as it is, its moving statistics too.
     training = pretraining or config.fine_tune_after_block < 4
     h = model.encoder(images, training=training)
@@ -116,17 +121,15 @@ def forward(model: SimCLR, images, labels, config: Config, teacher=None) -> tupl
         weight = config.distill_weight
         terms["distillation"] = weight * losses.distillation_loss(taught, logits, config.distill_temperature)
         terms["supervised"] = (1 - weight) * losses.partly_supervised_loss(labels, logits)
-        agreed = tf.equal(tf.argmax(logits, 1), tf.argmax(taught, 1))
-        metrics["teacher_agreement"] = tf.reduce_mean(tf.cast(agreed, tf.float32))
+        metrics["teacher_agreement"] = _share_equal(ops.argmax(logits, 1), ops.argmax(taught, 1))
     elif model.supervised_head is not None and labels is not None:
         hidden = hiddens[model.ft_proj_selector]
         if pretraining:
-            hidden = tf.stop_gradient(hidden)  # the classifier watches; it must not teach
-            labels = tf.concat([labels, labels], 0)
+            hidden = ops.stop_gradient(hidden)  # the classifier watches; it must not teach
+            labels = ops.concatenate([labels, labels], 0)
         logits = model.supervised_head(hidden)
         terms["supervised"] = losses.supervised_loss(labels, logits)
-        hits = tf.equal(tf.argmax(logits, 1), tf.cast(labels, tf.int64))
-        metrics["supervised_acc"] = tf.reduce_mean(tf.cast(hits, tf.float32))
+        metrics["supervised_acc"] = _share_equal(ops.argmax(logits, 1), labels)
     terms["weight_decay"] = weight_decay_loss(model, config)
     terms["total"] = terms["contrastive"] + terms["supervised"] + terms["weight_decay"]
     if config.train_mode == "distill":
@@ -134,9 +137,16 @@ def forward(model: SimCLR, images, labels, config: Config, teacher=None) -> tupl
     return terms, metrics
 
 
-def weight_decay_loss(model: SimCLR, config: Config) -> tf.Tensor:
+def _share_equal(a, b):
+    """The share of rows in which the class numbers `a` and `b`, [n] each, are the same."""
+    return ops.mean(ops.cast(ops.equal(ops.cast(a, "int32"), ops.cast(b, "int32")), "float32"))
+
+
+def weight_decay_loss(model: SimCLR, config: Config):
     """The weight-decay term of the loss, scalar float32."""
     decayed = [item.variable.value for item in trainable(model) if decayed_in_loss(item, config)]
     if not decayed:
-        return tf.zeros([])
-    return config.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in decayed])
+        return ops.zeros([])
+    if keras.config.backend() == "tensorflow":  # rounded as the reference's
+        return config.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in decayed])
+    return config.weight_decay * sum(ops.sum(ops.square(v)) / 2 for v in decayed)

@@ -7,23 +7,32 @@ import json
 import os
 from collections.abc import Callable
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from simclr_tf.config import Config
 from simclr_tf.errors import ConfigError, DeviceError
 
 COLLECTIVES_PER_STRATEGY = 100_000
+ON_JAX = keras.config.backend() == "jax"  # the devices are then a `jax_devices.JaxDevices`
 
 
 def make_strategy(config: Config) -> tf.distribute.Strategy:
     """The `tf.distribute` strategy that `config` asks for; "auto" takes a TPU, else all GPUs, else the CPU.
 
+    On Keras's JAX backend: its devices.
+
     Raises:
       DeviceError: what was asked for is not there; the message names what is.
       ConfigError: the batch does not divide among the replicas.
     """
-    kind = _kind(config)
-    if kind == "tpu":
+    kind = "jax" if ON_JAX else _kind(config)
+    if kind == "jax":
+        from simclr_tf import jax_devices
+
+        strategy = jax_devices.make(config)
+    elif kind == "tpu":
         strategy = _tpu_strategy(config)
     elif kind == "multi_worker":
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -60,6 +69,8 @@ def mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
 
 def describe(strategy: tf.distribute.Strategy) -> str:
     """One line: what runs where."""
+    if ON_JAX:
+        return str(strategy)
     replicas = strategy.num_replicas_in_sync
     if not tf.distribute.has_strategy() and replicas == 1 and strategy is tf.distribute.get_strategy():
         return "CPU: 1 replica"
@@ -80,6 +91,8 @@ def distribute(
       make_dataset: (worker, number of workers) -> that worker's contiguous part of each global batch.
     """
     replicas = strategy.num_replicas_in_sync
+    if ON_JAX:
+        return make_dataset(*strategy.process)
     if replicas == 1:
         return make_dataset(0, 1)
 
@@ -90,8 +103,36 @@ def distribute(
     return strategy.distribute_datasets_from_function(per_worker)
 
 
+def inference(
+    strategy: tf.distribute.Strategy, model: keras.Model, function: Callable[[dict], tuple],
+) -> Callable[[dict], list[np.ndarray]]:
+    """`function`, which runs `model` on a batch, compiled for batches of `distribute`.
+
+    Args:
+      model: whose variables `function` reads, and no others.
+      function: dict of tensors -> tuple of tensors with a row for each of the batch, in `keras.ops`.
+
+    Returns:
+      A function of the same batches that gives arrays of all replicas' rows, in the order of the examples.
+    """
+    if ON_JAX:
+        from simclr_tf import jax_step
+
+        return jax_step.inference(model, function, strategy)
+
+    function = tf.autograph.experimental.do_not_convert(function)
+
+    @tf.function
+    def run(batch):
+        return strategy.run(function, (batch,))
+
+    return lambda batch: [tf.concat(strategy.experimental_local_results(v), 0).numpy() for v in run(batch)]
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the run's files."""
+    if ON_JAX:
+        return strategy.process[0] == 0
     resolver = strategy.cluster_resolver
     if resolver is None or not resolver.task_type:
         return True

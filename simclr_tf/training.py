@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from simclr_tf import checkpoint, data, distillation, evaluation, options, restore, saved_model, tracking
 from simclr_tf.config import Config
@@ -18,7 +19,7 @@ from simclr_tf.errors import ConfigError, DataError
 from simclr_tf.interrupts import Interrupts
 from simclr_tf.model import SimCLR, make_model
 from simclr_tf.step import make_optimizer, make_schedule, update
-from simclr_tf.strategy import describe, distribute, make_strategy
+from simclr_tf.strategy import ON_JAX, describe, distribute, make_strategy
 from simclr_tf.summaries import Progress, Summaries
 
 log = logging.getLogger(__name__)
@@ -84,11 +85,11 @@ def _train(config: Config):
             until = min(until, step + _steps_per_loop(config, strategy))
             started = time.perf_counter()
             try:
-                pending.append(run_steps(iterator, tf.constant(until - step)).numpy())
+                pending.append(run_steps(iterator, until - step))
                 step = until
             except tf.errors.OpError as error:
                 # An unreadable image: the steps before its batch are done and stay.
-                step = int(optimizer.iterations.numpy())
+                step = int(optimizer.iterations)
                 feed.recover(error, step)
                 iterator = iterator_from(step)
                 continue
@@ -117,7 +118,7 @@ def _train(config: Config):
 
 
 def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.Strategy, teacher=None):
-    """A compiled `run_steps(iterator, n) -> float32 [n, metrics]` and the TensorBoard tags of the metrics."""
+    """A compiled `run_steps(iterator, n) -> array float32 [n, metrics]` and the TensorBoard tags of the metrics."""
     tags = ["train/total_loss", "train/weight_decay"]
     if config.train_mode == "pretrain":
         tags += ["train/contrast_loss", "train/contrast_acc", "train/contrast_entropy"]
@@ -127,26 +128,37 @@ def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.
     elif supervised:
         tags += ["train/supervised_loss", "train/supervised_acc"]
 
-    @tf.autograph.experimental.do_not_convert
-    def one_step(batch):
-        labels = batch["labels"] if supervised else None
-        terms, metrics = update(model, optimizer, batch["images"], labels, config, teacher)
+    def row(terms, metrics):
         named = {"train/total_loss": terms["total"], "train/weight_decay": terms["weight_decay"],
                  "train/contrast_loss": terms["contrastive"], "train/supervised_loss": terms["supervised"],
                  "train/distillation_loss": terms["distillation"]}
         named |= {f"train/{name}": value for name, value in metrics.items()}
-        return tf.stack([named[tag] for tag in tags])
+        return ops.stack([named[tag] for tag in tags])
+
+    if ON_JAX:
+        from simclr_tf import jax_step
+
+        return jax_step.make_loop(model, optimizer, config, strategy, teacher, row), tags
+
+    @tf.autograph.experimental.do_not_convert
+    def one_step(batch):
+        return row(*update(
+            model, optimizer, batch["images"], batch["labels"] if supervised else None, config, teacher
+        ))
 
     @tf.function
-    def run_steps(iterator, n):
+    def compiled(iterator, n):
         rows = tf.TensorArray(tf.float32, n, element_shape=[len(tags)])
         for i in tf.range(n):
             batch = next(iterator)
             # Nothing else keeps the step counter from being raised before a batch that then cannot be drawn.
             with tf.control_dependencies(tf.nest.flatten(strategy.experimental_local_results(batch))):
-                row = strategy.run(one_step, (batch,))
-            rows = rows.write(i, strategy.reduce(tf.distribute.ReduceOp.MEAN, row, axis=None))
+                values = strategy.run(one_step, (batch,))
+            rows = rows.write(i, strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None))
         return rows.stack()
+
+    def run_steps(iterator, n):
+        return compiled(iterator, tf.constant(n)).numpy()
 
     return run_steps, tags
 
@@ -179,7 +191,7 @@ def _begin(config: Config, model: SimCLR, state: dict, source) -> int:
     if step == 0 and config.zero_init_logits_layer and model.supervised_head is not None:
         log.info("The supervised head starts at zero")
         for variable in model.supervised_head.variables:
-            variable.assign(tf.zeros_like(variable))
+            variable.assign(np.zeros(variable.shape))
     return step
 
 
@@ -225,7 +237,7 @@ def _next_multiple(step: int, every: int) -> int:
 
 def _steps_per_loop(config: Config, strategy: tf.distribute.Strategy) -> int:
     """How many steps to run between two looks at signals. On a CPU a look costs nothing beside a step."""
-    on_cpu = not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU")
+    on_cpu = strategy.on_cpu if ON_JAX else not any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
     return config.steps_per_loop or (1 if on_cpu else 20)
 
 
