@@ -277,6 +277,10 @@ class Config:
         "1,2,5", "Study", "Labels per class at which the label-efficiency curve is measured, besides all; none "
         "leaves the curve out.", resumable=True,
     )
+    study_label_steps: int = option(
+        0, "Study", "Updates at each point of the label-efficiency curve but the last; 0: as many as at all labels.",
+        at_least=0, resumable=True,
+    )
     study_checkpoint: str = option(
         "simclrv2/pretrained/r50_1x_sk0", "Study", "Released (or any other) checkpoint that is fine-tuned in the row "
         "`released`.", resumable=True,

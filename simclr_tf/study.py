@@ -105,7 +105,9 @@ def _run_seed(run: _Study, row: _Row, seed: int, labels: int, interrupts: Interr
     """Makes the runs of a row for one seed, and settles which learning rate counts."""
     config = run.config
     choices = study_plan.rates(config, row.name)
-    if row.name != "scratch" and len(choices) > 1:
+    if labels != ALL:
+        choices = (run.rows[row.name].rates[seed],)  # a curve differs from point to point by the labels alone
+    elif row.name != "scratch" and len(choices) > 1:
         choices = (_tune(run, row.name, interrupts),)
     outcomes = {}
     for rate in choices:

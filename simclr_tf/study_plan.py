@@ -63,14 +63,15 @@ def trials(config: Config, row: str, seed: int, labels: int = ALL) -> dict[float
 
 def trial(config: Config, row: str, seed: int, rate: float, labels: int = ALL) -> Config:
     """One run of a row, at one learning rate."""
-    steps = config.study_steps
+    fewer = config.study_label_steps if labels != ALL else 0
+    steps = fewer or config.study_steps
     if row.startswith("baseline"):
         weights = "none" if row == "baseline_none" else _imagenet(config)
         return _supervised(
             config, row, seed, labels, rate, steps, train_mode="baseline", baseline_weights=weights, optimizer="adam",
         )
     if row == "scratch":
-        return _supervised(config, row, seed, labels, rate, config.study_scratch_steps or steps, checkpoint=None)
+        return _supervised(config, row, seed, labels, rate, fewer or config.study_scratch_steps or steps, checkpoint=None)
     if row == "released":
         run = _supervised(config, row, seed, labels, rate, steps, checkpoint=config.study_checkpoint)
         return dataclasses.replace(run, **_FOLLOWED, given=None)

@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 RECORD = "study_run.json"
 # Settings that a run may be continued with another value of, but that would make it another row of the table.
 _DECISIVE = ("train_steps", "train_epochs", "eval_split", "eval_steps", "variable_schema", "use_ema")
-_NO_PART = ("seed", "model_dir", "data_dir")  # of the identity of a checkpoint to start from
 
 
 @dataclasses.dataclass(frozen=True)
