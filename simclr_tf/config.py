@@ -435,7 +435,7 @@ def _check_together(c: Config) -> None:
          "label_fraction", fix="Lower --distill_weight, or drop the choice of labels.")
     rule(c.train_mode != "baseline" or c.mode in TRAINING_MODES, "A baseline is trained and evaluated at once",
          "train_mode", "mode", fix="Use --mode=train_then_eval.")
-    if c.mode == "study":
+    if c.mode in ("study", "demo"):
         _check_study(c, rule)
     elif c.train_mode == "pretrain":
         for name in ("labels_per_class", "label_fraction"):
@@ -460,8 +460,8 @@ def _check_together(c: Config) -> None:
 
 def _check_study(c: Config, rule) -> None:
     """Raises ConfigError for lists of a study that cannot be read or contradict each other."""
-    rule(c.train_mode == "pretrain", "A study pretrains first and makes its other runs itself", "mode", "train_mode",
-         fix="Drop --train_mode.")
+    rule(c.train_mode == "pretrain", "A study, as the demo is, pretrains first and makes its other runs itself",
+         "mode", "train_mode", fix="Drop --train_mode.")
     rows = listed(c, "study_rows", str)
     rule(rows and set(rows) <= set(STUDY_ROWS), f"--study_rows must be some of {','.join(STUDY_ROWS)}", "study_rows",
          fix="Separate them by commas.")

@@ -358,7 +358,9 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> Picture
     return Picture(source, caption, width=round(96 * (side + 1.2)))
 
 
-def view_grid(originals: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> Picture:
+def view_grid(
+    originals: Sequence[np.ndarray], rows: Sequence[np.ndarray], caption: str = "Sample images and their views",
+) -> Picture:
     """One column per image: the original, scaled to fit a square, and its views below.
 
     Args:
@@ -382,8 +384,7 @@ def view_grid(originals: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> Pi
     Image.fromarray(sheet).save(buffer, "PNG", optimize=True)
     # Whole multiples keep the pixels of small images even.
     width = sheet.shape[1] * max(1, 900 // sheet.shape[1])
-    return Picture(_address("image/png", buffer.getvalue()), "Sample images and their views", width=width,
-                   pixels=cell <= 64)
+    return Picture(_address("image/png", buffer.getvalue()), caption, width=width, pixels=cell <= 64)
 
 
 def _shortened(name: str) -> str:

@@ -71,7 +71,8 @@ def trial(config: Config, row: str, seed: int, rate: float, labels: int = ALL) -
             config, row, seed, labels, rate, steps, train_mode="baseline", baseline_weights=weights, optimizer="adam",
         )
     if row == "scratch":
-        return _supervised(config, row, seed, labels, rate, fewer or config.study_scratch_steps or steps, checkpoint=None)
+        steps = fewer or config.study_scratch_steps or steps
+        return _supervised(config, row, seed, labels, rate, steps, checkpoint=None)
     if row == "released":
         run = _supervised(config, row, seed, labels, rate, steps, checkpoint=config.study_checkpoint)
         return dataclasses.replace(run, **_FOLLOWED, given=None)

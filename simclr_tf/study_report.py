@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from simclr_tf import report, study_plan
+from simclr_tf import neighbours, report, study_plan
 from simclr_tf.config import Config, listed, study_pretrain_seeds, study_seeds
 from simclr_tf.report import Picture, Section, Table, percent
 
@@ -145,9 +145,14 @@ def _points(difference: float) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    lines = [table.columns, ["---:" if i in table.numeric else "---" for i in range(len(table.columns))], *table.rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
-                     for line in lines)
+    """Columns are padded, so that it can be read in a terminal too."""
+    rows = (table.columns, *table.rows)
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = ["-" * (width - 1) + ":" if i in table.numeric else "-" * width for i, width in enumerate(widths)]
+    lines = [[cell.rjust(width) if i in table.numeric else cell.ljust(width)
+              for i, (cell, width) in enumerate(zip(line, widths, strict=True))] for line in cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
 
 
 # --- The report ------------------------------------------------------------------------------------------------------
@@ -170,6 +175,7 @@ def write(config: Config, result: dict) -> str:
         return renamed
 
     pretrained = report.read_run(study_plan.pretraining(config, study_pretrain_seeds(config)[0]))
+    shown = {row["row"] for row in result["rows"] if row["status"] == "done"} & {"finetuned", "linear"}
     return report.write_report(
         config, title=f"Does self-supervision pay? {name}",
         lead="The same few labels with a frozen baseline, from scratch, and after pretraining without labels.",
@@ -183,6 +189,7 @@ def write(config: Config, result: dict) -> str:
             lambda _: Section("Baseline", "baseline", _BASELINE),
             of(report.views, pretrained, "Augmented pairs", "views"),
             of(report.curves, pretrained, "Pretraining", "pretraining"),
+            lambda _: neighbours.section(pretrained.config) if shown else None,
             of(report.confusion, run_of("finetuned"), "Confused after fine-tuning", "confusion"),
             of(report.confusion, run_of("scratch"), "Confused when trained from scratch", "confusion-scratch"),
             lambda _: _cost(result),

@@ -1,0 +1,36 @@
+"""Nearest neighbours against scikit-learn's, and what is told of them."""
+
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from simclr_tf import Config, neighbours
+
+
+def test_they_are_those_of_scikit_learn():
+    h = np.random.default_rng(0).normal(size=[60, 12]).astype(np.float32)
+    h[7] = 0  # a feature vector without a direction is near to nothing, and no division by zero
+    queries = np.array([3, 0, 59])
+    theirs = NearestNeighbors(n_neighbors=5, metric="cosine").fit(h[h.any(1)])
+    expected = np.flatnonzero(h.any(1))[theirs.kneighbors(h[queries], return_distance=False)][:, 1:]
+    np.testing.assert_array_equal(neighbours.nearest(h, queries, 4), expected)
+
+
+def test_the_section_shows_queries_of_as_many_classes(pretrained, tiny):
+    config = Config.from_flags([*tiny, f"--model_dir={pretrained}", "--mode=train"])
+    section = neighbours.section(config)
+    table = section.tables[0]
+    assert len({row[0] for row in table.rows}) == len(table.rows) == neighbours.QUERIES
+    assert all(len(row[1].split(", ")) == neighbours.NEIGHBOURS for row in table.rows)
+    assert section.pictures[0].source.startswith("data:image/png")
+    assert "of the same class" in section.note and "by chance" in section.note
+
+
+def test_nothing_is_told_of_a_run_without_a_checkpoint(tiny, tmp_path):
+    assert neighbours.section(Config.from_flags([*tiny, f"--model_dir={tmp_path}"])) is None
+
+
+@pytest.mark.parametrize("labels", [[3, 3, 1, 0, 1], list(range(20))])
+def test_queries_are_of_different_classes(labels):
+    found = neighbours._first_of_each_class(np.array(labels))
+    assert len(set(np.array(labels)[found])) == len(found) == min(neighbours.QUERIES, len(set(labels)))
