@@ -15,16 +15,13 @@ from tests.golden.recorded import read, training_batch
 CASES = read("training_steps.json.gz")
 FROZEN_BACKBONE = "finetune_momentum_linear"  # recorded with a bug of the reference: tested on its own below
 LOSS_TOLERANCE = (1e-4, 1e-4, 1e-4, 3e-3, 3e-2)  # relative, at each of the five steps
-# Four cases amplify rounding so much that the reference itself leaves its recorded losses by this much, relative,
-# where convolutions round otherwise (measured with TF_ENABLE_ONEDNN_OPTS=0; the last one's is the larger of the
-# reference's and this code's). They hold to LOSS_TOLERANCE where they round alike, which the first step's losses tell
-# to the last bit, and to three times this elsewhere.
-OTHER_KERNELS = {
-    "finetune_momentum_selector1": (4e-7, 2.6e-4, 2.4e-2, 0.12, 0.15),
-    "pretrain_adam_no_lineareval": (7e-7, 6.0e-4, 1.6e-2, 0.03, 0.09),
-    "pretrain_momentum_sqrt": (2e-7, 1.6e-4, 2.4e-2, 0.12, 0.12),
-    "pretrain_r50_sk": (2.4e-5, 0.11, 0.14, 0.15, 0.2),
-}
+L2_NORM, MEDIAN_L2_NORM, L1_CHANGE = 5e-2, 1e-3, 0.15  # relative, of the variables after the fifth
+# How far the reference itself ends up from its own recording on another processor, with other kernels, or when the
+# last bit of its starting weights differs: measured with it, see docs/parity.md. Which of these happens here cannot be
+# known, so where rounding differs a trajectory may be off by twice the largest distance, if that is more than the
+# tolerances above. Most cases stay far below them; four leave them altogether after the second step.
+REFERENCE_SPREAD = read("reference_spread.json")
+ROUNDS_ALIKE = 1e-6  # at the second step, the first that has seen a gradient; the first must agree to the last bit
 TERMS = ("contrastive", "supervised", "weight_decay")
 
 
@@ -84,13 +81,13 @@ def test_trajectory(name, request):
     case = CASES[name]
     strategy = request.getfixturevalue("two_replicas") if case["replicas"] == 2 else tf.distribute.get_strategy()
     ran = run(name, strategy)
-    tolerance, slack = LOSS_TOLERANCE, 1
-    if name in OTHER_KERNELS and any(ran.losses[0][t] != case["per_step"][0][t] for t in ("contrastive", "supervised")):
-        tolerance, slack = np.maximum(LOSS_TOLERANCE, 3 * np.array(OTHER_KERNELS[name])), 10
+    tolerance = allowed(name, ran)
     for k, (losses, expected) in enumerate(zip(ran.losses, case["per_step"], strict=True)):
         for term in TERMS:
             error = relative(losses[term], expected[term])
-            assert error < tolerance[k], f"{term} of step {k}: {losses[term]}, not {expected[term]}: {error:.1e}"
+            assert error < tolerance["losses"][k], (
+                f"{term} of step {k}: {losses[term]}, not {expected[term]}: {error:.1e}"
+            )
     recorded = case["final_variables[l2_norm,sum,l1_change]"]
     assert set(ran.after) == set(recorded)
     norm_errors = []
@@ -98,10 +95,23 @@ def test_trajectory(name, request):
         value = ran.after[variable].astype(np.float64)
         moved = np.abs(value - ran.before[variable]).sum()
         norm_errors.append(relative(np.linalg.norm(value), norm))
-        assert norm_errors[-1] < 5e-2 * slack, variable
-        assert abs(moved - change) <= 0.15 * change * slack, variable
-        assert abs(value.sum() - total) <= 0.15 * change * slack + 1e-6 * np.abs(value).sum(), variable
-    assert np.median(norm_errors) < 1e-3 * slack
+        assert norm_errors[-1] < tolerance["l2_norm"], variable
+        assert abs(moved - change) <= tolerance["l1_change"] * change, variable
+        assert abs(value.sum() - total) <= tolerance["l1_change"] * change + 1e-6 * np.abs(value).sum(), variable
+    assert np.median(norm_errors) < tolerance["median_l2_norm"]
+
+
+def allowed(name, ran):
+    """The tolerances of a case, by whether this machine's first steps round as the recording's did."""
+    stated = dict(
+        losses=LOSS_TOLERANCE, l2_norm=L2_NORM, median_l2_norm=MEDIAN_L2_NORM, l1_change=L1_CHANGE,
+    )
+    first, second = ([(losses[t], recorded[t]) for t in ("contrastive", "supervised")]
+                     for losses, recorded in list(zip(ran.losses, ran.case["per_step"], strict=True))[:2])
+    if all(a == b for a, b in first) and all(relative(a, b) < ROUNDS_ALIKE for a, b in second):
+        return stated
+    spread = REFERENCE_SPREAD.get(name, {})
+    return {key: np.maximum(value, 2 * np.array(spread.get(key, 0))) for key, value in stated.items()}
 
 
 def test_linear_evaluation_is_frozen():
