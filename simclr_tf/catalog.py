@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 
 from simclr_tf.architecture import RELEASED_SK_RATIO, Architecture, variables
 from simclr_tf.errors import CheckpointError
@@ -89,8 +90,17 @@ def table() -> tuple[Released, ...]:
 
 
 def find(name: str) -> Released | None:
-    """The released model of that name."""
-    return next((model for model in table() if model.name == name), None)
+    """The released model that the name, or the `gs://` URL of its folder or archive, stands for."""
+    if name.startswith(BUCKETS):
+        found = find_source(name)
+        return found[0] if found else None
+    return next((model for model in table() if model.name == name.rstrip("/")), None)
+
+
+def find_in_path(path: str) -> Released | None:
+    """The released model whose name is a part of `path`, as where its files were copied folder by folder."""
+    match = re.search(r"(?:^|/)(simclrv[12]/[^/]+/[^/]+)", path)
+    return find(match[1]) if match else None
 
 
 def find_source(url: str) -> tuple[Released, Source] | None:

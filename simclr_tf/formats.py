@@ -64,7 +64,7 @@ class NamedArrays:
         """The float32 array of the weight with TF1 name `name`.
 
         Raises:
-          CheckpointError: its bytes are damaged, or it is no floating-point array.
+          CheckpointError: its bytes are damaged, or it is no array of finite floating-point numbers.
         """
         try:
             value = self._reader.get_tensor(self._keys[name])
@@ -72,6 +72,8 @@ class NamedArrays:
             raise CheckpointError(f"{self.source} is damaged at {self._keys[name]}: {_first_line(error)}") from error
         if not (isinstance(value, np.ndarray) and value.dtype.name in ("float16", "bfloat16", "float32", "float64")):
             raise CheckpointError(f"{self.source}: {self._keys[name]} is not a floating-point array.")
+        if value.size and not (np.isfinite(value.min()) and np.isfinite(value.max())):
+            raise CheckpointError(f"{self.source}: {self._keys[name]} holds infinite numbers or none (nan).")
         return value.astype(np.float32, copy=False)
 
     def _full_names(self) -> dict[str, str]:

@@ -43,7 +43,7 @@ def locate(name_or_path: str | os.PathLike, *, folder: str = FOLDER) -> str:
         return _from_url(path, folder)
     if "://" in path or tf.io.gfile.exists(path) or tf.io.gfile.exists(path + ".index"):
         return path
-    if released := catalog.find(path.rstrip("/")):
+    if released := catalog.find(path):
         return _from_release(released, released.sources, os.path.join(folder, released.name))
     if path.startswith(("simclrv1/", "simclrv2/")):
         raise catalog.no_such_model(path)

@@ -14,7 +14,9 @@ import os
 import re
 from collections.abc import Mapping
 
-from simclr_tf import catalog, formats
+import tensorflow as tf
+
+from simclr_tf import catalog, checkpoint, formats
 from simclr_tf.architecture import Architecture, architecture, differences, variables
 from simclr_tf.catalog import Released, table, table_markdown, table_text
 from simclr_tf.config import Config
@@ -77,10 +79,7 @@ def load(
     Raises:
       CheckpointError: the checkpoint cannot be had, read, or is not SimCLR's.
     """
-    released = catalog.find(os.fspath(name_or_path))
     arch, arrays = inspect(name_or_path, use_ema=use_ema, folder=folder)
-    if released and arch.proj_head_mode != "none":
-        arch = dataclasses.replace(arch, ft_proj_selector=released.ft_proj_selector)
     if num_classes is not None and num_classes != arch.num_classes:
         arch = dataclasses.replace(arch, num_classes=num_classes, ft_proj_selector=0)
     # What the checkpoint fills need not be drawn first; a fresh head must be.
@@ -93,12 +92,25 @@ def load(
 def inspect(
     name_or_path: str | os.PathLike, *, use_ema: bool = False, folder: str = FOLDER
 ) -> tuple[Architecture, formats.NamedArrays]:
-    """The architecture of a checkpoint and its weights, not read yet. Arguments and errors as for `load`."""
+    """The architecture of a checkpoint and its weights, not read yet. Arguments and errors as for `load`.
+
+    The layer that the supervised head reads is that of the run, for our own checkpoints; of the paper, for the authors'
+    (by their name in the path); 0 for others.
+    """
     arrays = formats.open_checkpoint(locate(name_or_path, folder=folder), use_ema=use_ema)
     arch = architecture(arrays.shapes, arrays.source)
-    if released := catalog.find(os.fspath(name_or_path)):
+    selector = 0
+    if tf.io.gfile.exists(f"{arrays.source}.json"):
+        selector = checkpoint.Metadata.read(arrays.source).settings.get("ft_proj_selector", 0)
+    elif released := catalog.find(os.fspath(name_or_path)):
         _check_is(released, arch, arrays.source)
-    return arch, arrays
+        selector = released.ft_proj_selector
+    elif released := catalog.find_in_path(arrays.source):
+        selector = released.ft_proj_selector
+    selected = dataclasses.replace(arch, ft_proj_selector=selector)
+    if arch.num_classes is None or arch.proj_head_mode == "none" or variables(selected) != variables(arch):
+        return arch, arrays
+    return selected, arrays
 
 
 def _check_is(released: Released, arch: Architecture, source: str) -> None:

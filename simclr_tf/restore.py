@@ -33,6 +33,8 @@ def follow_checkpoint(config: Config, path: str, settings: tuple[str, ...] = TO_
                    if name not in config.given and name in own.settings}
         config = dataclasses.replace(config, **changes)
     arch, arrays = released.inspect(path)
+    if "ft_proj_selector" in settings and "ft_proj_selector" not in config.given:
+        config = dataclasses.replace(config, ft_proj_selector=arch.ft_proj_selector)
     return released.follow(config, arch, arrays.source)
 
 

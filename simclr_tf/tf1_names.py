@@ -27,7 +27,8 @@ def from_tf1(keys: Iterable[str], source: str, use_ema: bool) -> Naming:
     """Names the entries of a checkpoint that goes by variable names, as TF1's do.
 
     Raises:
-      CheckpointError: `use_ema` asks for a moving average that is not there for all weights but the supervised head's.
+      CheckpointError: `use_ema` asks for a moving average that is not there for all weights but the supervised head's;
+        or two entries are the same weight.
     """
     plain, ema, leftovers = {}, {}, {}
     for key in keys:
@@ -35,7 +36,10 @@ def from_tf1(keys: Iterable[str], source: str, use_ema: bool) -> Naming:
         is_ema = name.startswith("ema_model/")
         name = name.removeprefix("ema_model/")
         if re.fullmatch(_WEIGHT, name):
-            (ema if is_ema else plain)[name] = key
+            named = ema if is_ema else plain
+            if name in named:
+                raise CheckpointError(f"{source} is mixed up: {named[name]} and {key} are both {name}.")
+            named[name] = key
         elif match := re.fullmatch(rf"{_WEIGHT}/(.+)", name):
             leftovers[key] = f"optimizer slot {match[1]}"
         elif name == "global_step":
