@@ -277,6 +277,9 @@ class Config:
         "1,2,5", "Study", "Labels per class at which the label-efficiency curve is measured, besides all; none "
         "leaves the curve out.", resumable=True,
     )
+    study_label_seeds: str | None = option(
+        None, "Study", "Seeds that the label-efficiency curve is measured with; default --study_seeds.", resumable=True,
+    )
     study_label_steps: int = option(
         0, "Study", "Updates at each point of the label-efficiency curve but the last; 0: as many as at all labels.",
         at_least=0, resumable=True,
@@ -468,6 +471,8 @@ def _check_study(c: Config, rule) -> None:
     seeds, pretrained = study_seeds(c), study_pretrain_seeds(c)
     rule(set(pretrained) <= set(seeds), "Pretraining is repeated for seeds of the study only", "study_pretrain_seeds",
          "study_seeds", fix="Add the seed to --study_seeds.")
+    rule(set(study_label_seeds(c)) <= set(seeds), "The curve is measured with seeds of the study only",
+         "study_label_seeds", "study_seeds", fix="Add the seed to --study_seeds.")
     for name in ("study_learning_rates", "study_finetune_learning_rates", "study_linear_learning_rates"):
         rates = listed(c, name, float)
         rule(getattr(c, name) is None or (rates and all(0 < r < math.inf for r in rates)),
@@ -497,6 +502,11 @@ def listed(c: Config, name: str, kind: type) -> tuple:
 def study_seeds(c: Config) -> tuple[int, ...]:
     """Seeds of a study's cheap rows; the first one's pretraining is always made."""
     return listed(c, "study_seeds", int) or (c.seed,)
+
+
+def study_label_seeds(c: Config) -> tuple[int, ...]:
+    """Seeds of a study's label-efficiency curve."""
+    return listed(c, "study_label_seeds", int) or study_seeds(c)
 
 
 def study_pretrain_seeds(c: Config) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import io
 import logging
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 
@@ -231,19 +232,19 @@ def confusion(run: Run) -> Section | None:
         return None
     counts = confusion_counts(run.predictions.labels, run.predictions.top[:, 0], len(run.class_names))
     pairs = most_confused(counts)
-    totals = counts.sum(1)
+    names, totals = [class_label(name) for name in run.class_names], counts.sum(1)
     recall = np.divide(counts.diagonal(), totals, out=np.zeros(len(totals)), where=totals > 0)
     seen = np.flatnonzero(totals)
     worst = seen[np.argsort(recall[seen], kind="stable")][:LISTED]
     tables = [Table(
         ("Class", "Images", "Correct", ""),
-        [(run.class_names[i], f"{totals[i]:,}", percent(recall[i]), recall[i]) for i in worst],
+        [(names[i], f"{totals[i]:,}", percent(recall[i]), recall[i]) for i in worst],
         numeric=(1, 2), bar=3,
     )]
     if pairs:
         tables.append(Table(
             ("Is", "Taken for", "Images", "Of its class"),
-            [(run.class_names[i], run.class_names[j], f"{counts[i, j]:,}", percent(counts[i, j] / totals[i]))
+            [(names[i], names[j], f"{counts[i, j]:,}", percent(counts[i, j] / totals[i]))
              for i, j in pairs],
             numeric=(2, 3),
         ))
@@ -251,7 +252,7 @@ def confusion(run: Run) -> Section | None:
     listed += ", and the pairs most often confused." if pairs else ". No image was taken for another class."
     return Section(
         "Confusion", "confusion", "A row holds the images of one class, a column what they were taken for.",
-        pictures=[confusion_picture(counts, run.class_names)], tables=tables, note=listed,
+        pictures=[confusion_picture(counts, names)], tables=tables, note=listed,
     )
 
 
@@ -329,16 +330,17 @@ def plot(title: str, series: Sequence[tuple[str, np.ndarray, np.ndarray]], x_lab
 
 
 def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> Picture:
-    """The matrix, coloured by the share of each row."""
+    """The matrix, coloured by the share of each row; the deepest colour is the largest share there is."""
     n = len(class_names)
     totals = counts.sum(1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    top = float(shares.max()) or 1.0
     side = min(10.0, max(2.2, 0.42 * n)) if n <= ANNOTATED_CLASSES else 9.0
     font = 9.0 if n <= ANNOTATED_CLASSES else max(4.5, min(8.0, 62 * side / n))
     shown = range(0, n, math.ceil(n / LABELLED_CLASSES))
     names = [_shortened(class_names[i]) for i in shown]
     with _figure(side + 1.2, side + 0.6) as (figure, axes):
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=top, interpolation="nearest")
         axes.set_xticks(shown, names, rotation=0 if n * max(map(len, names)) <= 30 else 90, fontsize=font)
         axes.set_yticks(shown, names, fontsize=font)
         axes.tick_params(length=0)
@@ -348,8 +350,8 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> Picture
         if n <= ANNOTATED_CLASSES:
             for i, j in np.argwhere(counts > 0):
                 axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", fontsize=font,
-                          color="white" if shares[i, j] > 0.55 else _INK)
-        bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, ticks=[0, 0.5, 1], format="{x:.0%}")
+                          color="white" if shares[i, j] > 0.55 * top else _INK)
+        bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, ticks=[0, top / 2, top], format="{x:.0%}")
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
         # Hundreds of names drawn as outlines are heavier than a picture of them.
@@ -385,6 +387,11 @@ def view_grid(
     # Whole multiples keep the pixels of small images even.
     width = sheet.shape[1] * max(1, 900 // sheet.shape[1])
     return Picture(_address("image/png", buffer.getvalue()), caption, width=width, pixels=cell <= 64)
+
+
+def class_label(name: str) -> str:
+    """The name of a class to be read: without the WordNet number that ImageNet's data sets put before it."""
+    return re.sub(r"^n\d{8}[-_](?=.)", "", name).replace("_", " ")
 
 
 def _shortened(name: str) -> str:

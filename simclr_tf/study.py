@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf import baseline, bootstrap, checkpoint, data, released, study_plan, study_report, study_runs, training
-from simclr_tf.config import Config, listed, study_pretrain_seeds, study_seeds
+from simclr_tf.config import Config, listed, study_label_seeds, study_pretrain_seeds, study_seeds
 from simclr_tf.errors import CheckpointError, DataError
 from simclr_tf.interrupts import Interrupts
 from simclr_tf.study_plan import ALL
@@ -83,7 +83,7 @@ def study(config: Config) -> dict:
         for labels in _label_counts(run):
             for name in (name for name in CURVE_ROWS if name in run.rows):
                 row = run.curve[name, labels] = _Row(name)
-                for seed in study_plan.seeds(config, name):
+                for seed in study_label_seeds(config):
                     _run_seed(run, row, seed, labels, interrupts)
                 _write(config, result_of(run))
     result = result_of(run)
@@ -303,12 +303,13 @@ def _curve_result(run: _Study) -> dict:
     curves = {}
     for (name, labels), row in [*run.curve.items(), *(((name, ALL), row) for name, row in run.rows.items())]:
         if name in CURVE_ROWS and row.rates and run.curve:
-            correct = _mean_correct(row.chosen)
+            chosen = {seed: o for seed, o in row.chosen.items() if seed in study_label_seeds(run.config)}
+            correct = _mean_correct(chosen)
             curves.setdefault(name, []).append({
                 "labels_per_class": labels, "images": labels * run.data[1]["classes"] or run.data[1]["images"],
                 "top_1": float(correct.mean()), "interval_95": bootstrap.interval(correct, BOOTSTRAP_SEED),
                 "by_seed": [{"seed": seed, "top_1": o.top_1, "learning_rate": row.rates[seed]}
-                            for seed, o in row.chosen.items()],
+                            for seed, o in chosen.items()],
             })
     return curves
 

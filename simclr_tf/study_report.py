@@ -6,18 +6,21 @@ import dataclasses
 
 import numpy as np
 
-from simclr_tf import neighbours, report, study_plan
+from simclr_tf import report, study_neighbours, study_plan
 from simclr_tf.config import Config, listed, study_pretrain_seeds, study_seeds
 from simclr_tf.report import Picture, Section, Table, percent
 
 MISSING = "-"
-_METHOD = (
-    "SimCLR learns from images without labels. 1. Of each image in a batch two views are made by random crops, flips, "
-    "colour distortion and blur. 2. A residual network f turns each view into features h = f(view), a small projection "
-    "head g turns those into z = g(h). 3. The loss (NT-Xent) is the cross-entropy of finding, among all other views of "
-    "the batch, the one of the same image, by cosine similarity of the z divided by a temperature. 4. LARS minimises "
-    "it, with linear warm-up and cosine decay of the learning rate. 5. The projection head is set aside; the network "
-    "is fine-tuned on the labelled images with a new linear classifier, or kept as it is below one."
+_METHOD = "SimCLR learns from images without labels, then a classifier learns from the labelled ones."
+_STEPS = (
+    ("1", "Of each image in a batch two views are made by random crops, flips, colour distortion and blur."),
+    ("2", "A residual network f turns each view into features h = f(view), a small projection head g those into "
+          "z = g(h)."),
+    ("3", "The loss (NT-Xent) is the cross-entropy of finding, among all other views of the batch, the one of the same "
+          "image, by cosine similarity of the z divided by a temperature."),
+    ("4", "LARS minimises it, with linear warm-up and cosine decay of the learning rate."),
+    ("5", "The projection head is set aside; the network is fine-tuned on the labelled images with a new linear "
+          "classifier, or kept as it is below one."),
 )
 _SOURCES = (
     ("SimCLR", "Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual "
@@ -41,7 +44,7 @@ _BASELINE = (
 def markdown(result: dict) -> str:
     """The tables of a study as Markdown."""
     parts = [_markdown_table(_results_table(result)), *_remarks(result)]
-    for table in (_comparison_table(result), _curve_table(result), _cost_table(result)):
+    for table in (_training_table(result), _comparison_table(result), _curve_table(result), _cost_table(result)):
         if table:
             parts.append(_markdown_table(table))
     for row in result["rows"]:
@@ -51,22 +54,31 @@ def markdown(result: dict) -> str:
 
 
 def _results_table(result: dict) -> Table:
+    """What the rows reach."""
     rows = []
     for row in result["rows"]:
         published = f"{100 * row['published']['top_1']:.1f} %" if row["published"] else MISSING
         if row["status"] == "done":
             rows.append([
                 row["title"], percent_2(row["top_1"]), _interval(row["interval_95"]), percent_2(row["top_5"]),
-                ", ".join(percent_2(s["top_1"]) for s in row["by_seed"]) if len(row["by_seed"]) > 1 else MISSING,
-                percent_2(row["train_top_1"]) if row["train_top_1"] is not None else MISSING,
-                f"{row['updates']:,}", _rates(row), published,
+                published,
             ])
         else:
-            rows.append([row["title"], row["status"], *[MISSING] * 6, published])
+            rows.append([row["title"], row["status"], MISSING, MISSING, published])
     done = [(row["top_1"], i) for i, row in enumerate(result["rows"]) if row["status"] == "done"]
-    columns = ("Row", "Top-1", "95 % interval", "Top-5", "Top-1 by seed", "Training top-1", "Updates", "Learning rate",
-               "Published")
-    return Table(columns, rows, numeric=(1, 2, 3, 5, 6, 7, 8), best=[max(done)[1]] if done else [])
+    columns = ("Row", "Top-1", "95 % interval", "Top-5", "Published top-1")
+    return Table(columns, rows, numeric=(1, 2, 3, 4), best=[max(done)[1]] if done else [])
+
+
+def _training_table(result: dict) -> Table:
+    """How the rows were trained."""
+    rows = [
+        [row["title"], ", ".join(percent_2(s["top_1"]) for s in row["by_seed"]),
+         percent_2(row["train_top_1"]) if row["train_top_1"] is not None else MISSING,
+         f"{row['updates']:,}", _rates(row)]
+        for row in result["rows"] if row["status"] == "done"
+    ]
+    return Table(("Row", "Top-1 by seed", "Training top-1", "Updates", "Learning rate"), rows, numeric=(2, 3, 4))
 
 
 def _remarks(result: dict) -> list[str]:
@@ -189,7 +201,7 @@ def write(config: Config, result: dict) -> str:
             lambda _: Section("Baseline", "baseline", _BASELINE),
             of(report.views, pretrained, "Augmented pairs", "views"),
             of(report.curves, pretrained, "Pretraining", "pretraining"),
-            lambda _: neighbours.section(pretrained.config) if shown else None,
+            lambda _: study_neighbours.section(pretrained.config) if shown else None,
             of(report.confusion, run_of("finetuned"), "Confused after fine-tuning", "confusion"),
             of(report.confusion, run_of("scratch"), "Confused when trained from scratch", "confusion-scratch"),
             lambda _: _cost(result),
@@ -214,7 +226,7 @@ def _question(config: Config, result: dict) -> Section:
 def _results(result: dict) -> Section:
     note = " ".join(_remarks(result))
     details = [(row["title"], [("not run", row["reason"])]) for row in result["rows"] if row["status"] == "not run"]
-    return Section("Results", "results", tables=[_results_table(result)], note=note,
+    return Section("Results", "results", tables=[_results_table(result), _training_table(result)], note=note,
                    details_title="Rows that were not run, and what they need", details=details)
 
 
@@ -267,7 +279,9 @@ def _method(config: Config, result: dict) -> Section:
         ["From scratch", f"{config.study_scratch_steps or config.study_steps:,} updates, learning rates "
                          f"{', '.join(f'{r:g}' for r in listed(config, 'study_learning_rates', float))}"],
     ]
-    return Section("Method", "method", _METHOD, tables=[Table(("", ""), rows), Table(("", "Source"), _SOURCES)])
+    return Section("Method", "method", _METHOD, tables=[
+        Table(("", "Step"), _STEPS), Table(("", "Here"), rows), Table(("", "Source"), _SOURCES),
+    ])
 
 
 def _data(result: dict) -> Section:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from simclr_tf import augment, checkpoint, data, evaluation
 from simclr_tf.config import CIFAR_STEM_MAX_SIZE, Config
 from simclr_tf.errors import DataError
-from simclr_tf.report import Section, Table, percent, view_grid
+from simclr_tf.report import Section, Table, class_label, percent, view_grid
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def section(config: Config) -> Section | None:
     )
     tables, note = [], ""
     if source.class_names is not None:
-        names = source.class_names
-        tables = [Table(("Image of", "Nearest, the first first"), [
+        names = [class_label(name) for name in source.class_names]
+        tables = [Table(("Image of", "Its nearest, in order"), [
             (names[labels[q]], ", ".join(names[labels[i]] for i in near))
             for q, near in zip(queries, found, strict=True)
         ])]
