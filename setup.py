@@ -27,6 +27,7 @@ setup(
         "matplotlib",
         "numpy",
         "pillow",
+        "pyarrow",
         "safetensors",
         "scikit-learn",
         "tensorboard",

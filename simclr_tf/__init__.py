@@ -14,6 +14,7 @@ _PUBLIC = {
     "LARS": "lars",
     "SimCLR": "model",
     "WarmupCosine": "schedule",
+    "embed": "embedding",
     "evaluate": "evaluation",
     "export": "exports",
     "make_model": "model",

@@ -21,6 +21,7 @@ MODES = {
     "eval": ("simclr_tf.evaluation", "evaluate"),
     "demo": ("simclr_tf.demo", "demo"),
     "study": ("simclr_tf.study", "study"),
+    "embed": ("simclr_tf.embedding_files", "write"),
     "predict": ("simclr_tf.prediction", "predict"),
     "export": ("simclr_tf.exports", "export_checkpoint"),
 }

@@ -15,6 +15,11 @@ from simclr_tf.errors import ConfigError
 
 STUDY_ROWS = ("baseline_none", "baseline_imagenet", "scratch", "finetuned", "linear", "released")
 RESNET_DEPTHS = (18, 34, 50, 101, 152, 200)
+ENDPOINTS = (
+    "initial_conv", "initial_max_pool", "block_group1", "block_group2", "block_group3", "block_group4",
+    "final_avg_pool", "proj_head_input", "proj_head_output", "logits_sup",
+)
+PROBES = ("linear", "logreg", "knn")
 CIFAR_STEM_MAX_SIZE = 32  # images up to this size get the 3x3 stem without pooling, and no evaluation crop
 
 # Modes that train, evaluate, or only look at something.
@@ -47,7 +52,8 @@ class Config:
     # --- Running -------------------------------------------------------------------------------------------------
     mode: str = option(
         "train", "Running", "What to do.", resumable=True,
-        choices=("train", "eval", "train_then_eval", "predict", "export", "demo", "study", "list_checkpoints"),
+        choices=("train", "eval", "train_then_eval", "probe", "embed", "predict", "export", "compare", "demo", "study",
+                 "list_checkpoints"),
     )
     train_mode: str = option(
         "pretrain", "Running", "Objective and trainable parts: contrastive pretraining, supervised fine-tuning, "
@@ -312,6 +318,84 @@ class Config:
         resumable=True,
     )
 
+    report_images: int = option(
+        512, "Evaluation", "How many images the report's look at the representation takes: neighbours, map, health; 0 "
+        "leaves it out.", at_least=0, resumable=True,
+    )
+    runs: str | None = option(
+        None, "Evaluation", "In --mode=compare, the folders of the runs, separated by commas.", resumable=True,
+    )
+
+    # --- Probes and embeddings -----------------------------------------------------------------------------------
+    endpoint: str = option(
+        "final_avg_pool", "Probes and embeddings", "Which output of the network to probe or to write.",
+        choices=ENDPOINTS, resumable=True,
+    )
+    probe: str = option(
+        ",".join(PROBES), "Probes and embeddings", "In --mode=probe, what to train on the frozen features: a linear "
+        "classifier by SGD, a converged logistic regression, weighted nearest neighbours; one or several.",
+        resumable=True,
+    )
+    probe_split: str | None = option(
+        None, "Probes and embeddings", "Split whose labels the probes learn from. Default: --train_split.",
+        resumable=True,
+    )
+    probe_labels: str | None = option(
+        None, "Probes and embeddings", "Repeat the probes with fewer labels, such as 1%,10%,100% of each class, or "
+        "1,5,25 of each class.", resumable=True,
+    )
+    probe_standardise: bool = option(
+        True, "Probes and embeddings", "Linear and logistic regression: features of mean 0 and deviation 1 over the "
+        "training images.", resumable=True,
+    )
+    probe_views: int = option(
+        0, "Probes and embeddings", "Linear: how many augmented views (crop, flip) of each training image to train on "
+        "in turn; 0 takes the evaluation crop.", at_least=0, resumable=True,
+    )
+    probe_epochs: int = option(90, "Probes and embeddings", "Linear: epochs.", at_least=1, resumable=True)
+    probe_batch_size: int = option(
+        256, "Probes and embeddings", "Linear: examples per update.", at_least=1, resumable=True,
+    )
+    probe_learning_rates: str = option(
+        "0.01,0.1,1", "Probes and embeddings", "Linear: learning rates per batch size of 256; of several the best on "
+        "held-out training examples is used.", resumable=True,
+    )
+    probe_weight_decay: float = option(
+        0.0, "Probes and embeddings", "Linear: weight decay.", at_least=0.0, resumable=True,
+    )
+    probe_l2: str | None = option(
+        None, "Probes and embeddings", "Logistic regression: weights of the squared norm, beside the sum of losses "
+        "over examples; of several the best on held-out training examples is used. Default: 45 from 1e-6 to 1e5, as in "
+        "the papers.", resumable=True,
+    )
+    knn_k: str = option(
+        "200,100,50,20,10,5,1", "Probes and embeddings", "Nearest neighbours: how many vote; the first gives "
+        "probe/knn/top_1.", resumable=True,
+    )
+    knn_temperature: float = option(
+        0.07, "Probes and embeddings", "Nearest neighbours: a vote weighs exp(cosine similarity / this).", above=0.0,
+        resumable=True,
+    )
+    knn_every_epochs: int = option(
+        0, "Probes and embeddings", "While training, classify --eval_split by the neighbours in --probe_split every so "
+        "many epochs; 0 does not. Training sees none of these labels.", at_least=0, resumable=True,
+    )
+    embed_parquet: bool = option(
+        False, "Probes and embeddings", "In --mode=embed, also write embeddings.parquet.", resumable=True,
+    )
+    embed_neighbours: int = option(
+        10, "Probes and embeddings", "In --mode=embed, how many nearest neighbours to list; 0 lists none.", at_least=0,
+        resumable=True,
+    )
+    embed_queries: int = option(
+        1000, "Probes and embeddings", "In --mode=embed, of how many images, the first ones of the split.", at_least=1,
+        resumable=True,
+    )
+    projector_images: int = option(
+        2000, "Probes and embeddings", "In --mode=embed, how many images TensorBoard's projector shows; 0 writes no "
+        "folder for it.", at_least=0, at_most=10_000, resumable=True,
+    )
+
     # --- Devices -------------------------------------------------------------------------------------------------
     strategy: str = option(
         "auto", "Devices", "How to use the devices; auto takes a TPU, else all GPUs, else the CPU.",
@@ -438,9 +522,10 @@ def _check_together(c: Config) -> None:
          "label_fraction", fix="Lower --distill_weight, or drop the choice of labels.")
     rule(c.train_mode != "baseline" or c.mode in TRAINING_MODES, "A baseline is trained and evaluated at once",
          "train_mode", "mode", fix="Use --mode=train_then_eval.")
+    _check_probes(c, rule)
     if c.mode in ("study", "demo"):
         _check_study(c, rule)
-    elif c.train_mode == "pretrain":
+    elif c.train_mode == "pretrain" and c.mode != "probe":
         for name in ("labels_per_class", "label_fraction"):
             rule(name not in c.given or getattr(c, name) == Config.__dataclass_fields__[name].default,
                  "Pretraining uses every image: labelled subsets are for fine-tuning", "train_mode", name,
@@ -480,6 +565,43 @@ def _check_study(c: Config, rule) -> None:
     rule(all(k > 0 for k in listed(c, "study_label_counts", int)), "--study_label_counts must be positive",
          "study_label_counts", fix="Write for example 1,2,5.")
     rule(all(s >= 0 for s in seeds), "Seeds must not be negative", "study_seeds", fix="Write for example 0,1,2.")
+
+
+def _check_probes(c: Config, rule) -> None:
+    """Raises ConfigError for lists of the probes that cannot be read."""
+    rule(set(listed(c, "probe", str)) <= set(PROBES) and listed(c, "probe", str),
+         f"--probe must be some of {','.join(PROBES)}", "probe", fix="Separate them by commas.")
+    ks = listed(c, "knn_k", int)
+    rule(ks and all(k > 0 for k in ks), "--knn_k must be whole numbers above 0", "knn_k",
+         fix="Write for example 200,20.")
+    for name, least in (("probe_learning_rates", "above 0"), ("probe_l2", "at least 0")):
+        values = listed(c, name, float)
+        rule(getattr(c, name) is None or (values and all(0 <= v < math.inf and (v or name == "probe_l2")
+                                                         for v in values)),
+             f"--{name} must be numbers {least}", name, fix="Write for example 0.1,1.")
+    probe_labels(c)
+
+
+def probe_labels(c: Config) -> tuple[tuple[str, float | int], ...]:
+    """What `--probe_labels` asks for: ("10%", 0.1) for a fraction of each class, ("5", 5) for so many of each.
+
+    Raises:
+      ConfigError: an entry is neither.
+    """
+    entries = listed(c, "probe_labels", str)
+    parsed = []
+    for entry in entries:
+        try:
+            value = float(entry[:-1]) / 100 if entry.endswith("%") else int(entry)
+        except ValueError:
+            value = 0
+        if not 0 < value < math.inf or (entry.endswith("%") and value > 1):
+            raise ConfigError(
+                "--probe_labels must be percentages of each class, up to 100%, or numbers of labels per class. "
+                f"Received: --probe_labels={c.probe_labels}. Write for example 1%,10%,100% or 1,5,25."
+            )
+        parsed.append((entry, value))
+    return tuple(parsed)
 
 
 def listed(c: Config, name: str, kind: type) -> tuple:

@@ -126,7 +126,7 @@ def predict(model: SimCLR, config: Config, source, strategy: tf.distribute.Strat
     run = inference(strategy, model, one_batch)
     feed = data.Feed.evaluation(source, config)
     parts = []
-    for step, batch in enumerate(feed if strategy.num_replicas_in_sync == 1 else _distributed(feed, strategy, config)):
+    for step, batch in enumerate(batches_of(feed, strategy, config)):
         if config.eval_steps and step >= config.eval_steps:
             break
         values = run(batch)
@@ -136,7 +136,10 @@ def predict(model: SimCLR, config: Config, source, strategy: tf.distribute.Strat
     return Predictions(index, labels, top, probabilities)
 
 
-def _distributed(feed: data.Feed, strategy: tf.distribute.Strategy, config: Config):
+def batches_of(feed: data.Feed, strategy: tf.distribute.Strategy, config: Config):
+    """The evaluation batches of `feed` for `strategy.inference`, each example once."""
+    if strategy.num_replicas_in_sync == 1:
+        return feed
     return distribute(strategy, config.eval_batch_size, lambda w, n: feed.batches(0, w, n))
 
 
