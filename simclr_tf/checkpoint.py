@@ -16,19 +16,23 @@ import json
 import logging
 import os
 import re
+import shutil
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from simclr_tf.config import Config, flag_fields
-from simclr_tf.errors import CheckpointError, StorageError
+from simclr_tf.errors import CheckpointError, NonFiniteError, StorageError
 from simclr_tf.model import SimCLR, named_variables
 
 log = logging.getLogger(__name__)
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+SPARE_BYTES = 4 << 20  # asked for beyond a checkpoint's own size: summaries, the graph of its objects
 _INDEX = re.compile(r"ckpt-(\d+)\.index")
+_PART = re.compile(r"(ckpt-\d+)\.(?:index|json|data-\d+-of-\d+)")
+_SAVING = re.compile(r"\.saving-\d+")
 
 
 # --- What is saved -------------------------------------------------------------------------------------------------
@@ -82,7 +86,10 @@ def save(model_dir: str, step: int, state: dict, config: Config, class_names: tu
 
     Raises:
       StorageError: the disk is full or the folder cannot be written.
+      NonFiniteError: a variable holds infinities or NaN: such a checkpoint would drive out the good ones.
     """
+    check_finite(model_dir, step, state)
+    check_space(model_dir, state)
     folder = os.path.join(model_dir, f".saving-{step}")
     name = f"ckpt-{step}"
     try:
@@ -96,12 +103,14 @@ def save(model_dir: str, step: int, state: dict, config: Config, class_names: tu
         record = dict(step=step, class_names=class_names, settings=_settings(config), files=files)
         with tf.io.gfile.GFile(os.path.join(folder, f"{name}.json"), "w") as file:
             json.dump(record, file, indent=1)
-        # Data first, index last: on a store without atomic folders the index still appears only when all is there.
+        # Data first, index last: also on a store whose renames are copies the index appears only when all is there.
         for f in sorted([*written, f"{name}.json"], key=lambda f: (f.endswith(".index"), f)):
             _flush(os.path.join(folder, f))
+            if f.endswith(".index"):
+                _flush(model_dir)  # the other names are on the disk before this one is
             tf.io.gfile.rename(os.path.join(folder, f), os.path.join(model_dir, f), overwrite=True)
-        tf.io.gfile.rmtree(folder)
         _flush(model_dir)
+        tf.io.gfile.rmtree(folder)
     except (OSError, tf.errors.OpError) as error:
         raise storage_error(error, f"checkpoint {name} in {model_dir}") from error
     _point_to(model_dir)
@@ -109,17 +118,62 @@ def save(model_dir: str, step: int, state: dict, config: Config, class_names: tu
 
 
 def prune(model_dir: str, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints; 0 keeps all."""
-    for prefix in checkpoints(model_dir)[:-keep] if keep else ():
-        for path in [f"{prefix}.index", *tf.io.gfile.glob(f"{prefix}.data-*"), f"{prefix}.json"]:
-            if tf.io.gfile.exists(path):
-                tf.io.gfile.remove(path)
+    """Deletes all but the newest `keep` checkpoints and the best one (see `best`); 0 keeps all.
+
+    What a killed process left half-written or half-deleted goes too.
+    """
+    found = checkpoints(model_dir)
+    doomed = {os.path.basename(p) for p in found[:-keep] if p != best(model_dir)} if keep else set()
+    alive = {os.path.basename(p) for p in found} - doomed
+    try:
+        files = tf.io.gfile.listdir(model_dir)
+        for name in sorted(files, key=lambda f: not f.endswith(".index")):  # indices first
+            part = _PART.fullmatch(name)
+            if part and part[1] not in alive:
+                tf.io.gfile.remove(os.path.join(model_dir, name))
+            elif _SAVING.fullmatch(name.rstrip("/")):
+                tf.io.gfile.rmtree(os.path.join(model_dir, name.rstrip("/")))
+    except (OSError, tf.errors.OpError) as error:
+        raise storage_error(error, f"to {model_dir} (deleting old checkpoints)") from error
     _point_to(model_dir)
+
+
+def check_finite(model_dir: str, step: int, state: dict) -> None:
+    """Raises NonFiniteError if a variable of `state` holds infinities or NaN."""
+    bad = [name for name, variable in state.items() if not np.isfinite(variable.numpy()).all()]
+    if bad:
+        raise NonFiniteError(
+            f"After step {step} {len(bad)} of {len(state)} variables hold infinities or NaN ({', '.join(bad[:3])}), so "
+            f"that no checkpoint was written. {newest_text(model_dir)} Lower --learning_rate."
+        )
+
+
+def check_space(model_dir: str, state: dict) -> None:
+    """Raises StorageError unless the disk has room for another checkpoint. Remote stores are not asked."""
+    if "://" in model_dir:
+        return
+    needed = round(1.01 * sum(4 * int(np.prod(v.shape)) for v in state.values())) + SPARE_BYTES
+    try:
+        free = shutil.disk_usage(model_dir).free
+    except OSError:
+        return  # writing will say what is wrong
+    if free < needed:
+        raise StorageError(
+            f"A checkpoint needs {needed / 2**20:,.0f} MiB, and the storage of {model_dir} has {free / 2**20:,.0f} MiB "
+            "left: it is full. Checkpoints written before are intact; make room, or lower --keep_checkpoint_max, and "
+            "give the same command again."
+        )
+
+
+def newest_text(model_dir: str) -> str:
+    """A sentence that names the checkpoint to go back to."""
+    found = checkpoints(model_dir)
+    return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint before it."
 
 
 def storage_error(error: Exception, what: str) -> StorageError:
     """`error`, which came while writing `what`, as a user should read it."""
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     reason = "the storage is full" if full else str(error).splitlines()[0]
     return StorageError(f"Could not write {what}: {reason}. Checkpoints written before it are intact.")
 
@@ -135,21 +189,42 @@ def checkpoints(model_dir: str) -> list[str]:
     return [os.path.join(model_dir, f"ckpt-{step}") for step in steps]
 
 
+def best(model_dir: str) -> str | None:
+    """Prefix of the checkpoint with the highest top-1 accuracy of those that were evaluated; of equals the newest."""
+    scores = {}
+    for prefix in checkpoints(model_dir):
+        try:
+            with tf.io.gfile.GFile(os.path.join(model_dir, f"result_{step_of(prefix)}.json")) as file:
+                scores[prefix] = float(json.load(file)["eval/label_top_1_accuracy"])
+        except (tf.errors.OpError, ValueError, KeyError, TypeError):
+            continue  # not evaluated
+    return max(reversed(scores), key=scores.get) if scores else None
+
+
+def step_of(prefix: str) -> int:
+    return int(os.path.basename(prefix).removeprefix("ckpt-"))
+
+
 def latest(model_dir: str) -> str | None:
     """Prefix of the newest undamaged checkpoint, or None if there is none at all.
 
     Raises:
       CheckpointError: there are checkpoints, but each one is damaged: starting at step 0 would lose the run.
     """
-    found = checkpoints(model_dir)
-    reasons = []
-    for prefix in reversed(found):
-        try:
-            verify(prefix)
-            return prefix
-        except CheckpointError as error:
-            log.warning("WARNING: %s; trying the checkpoint before it", error)
-            reasons.append(str(error))
+    while True:
+        found = checkpoints(model_dir)
+        reasons = []
+        for prefix in reversed(found):
+            try:
+                verify(prefix)
+                return prefix
+            except CheckpointError as error:
+                if not tf.io.gfile.exists(f"{prefix}.index"):
+                    break  # the training that is going on has deleted it meanwhile
+                log.warning("WARNING: %s; trying the checkpoint before it", error)
+                reasons.append(str(error))
+        if checkpoints(model_dir) == found:
+            break
     if found:
         raise CheckpointError(
             f"Every checkpoint in {model_dir} is damaged: {'; '.join(reasons)}. Restore one from a backup, or start "
@@ -166,14 +241,17 @@ def verify(prefix: str) -> Metadata:
     """
     metadata = Metadata.read(prefix)
     for name, expected in metadata.files.items():
-        path = os.path.join(os.path.dirname(prefix), name)
-        if not tf.io.gfile.exists(path):
-            raise CheckpointError(f"{path} is missing")
-        size = tf.io.gfile.stat(path).length
-        if size != expected["size"]:
-            raise CheckpointError(f"{path} is damaged: {size} bytes instead of {expected['size']}")
-        if _sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one recorded when it was written")
+        path = os.path.join(os.path.dirname(prefix), os.path.basename(name))
+        try:
+            size = tf.io.gfile.stat(path).length
+            if size != expected["size"]:
+                raise CheckpointError(f"{path} is damaged: {size} bytes instead of {expected['size']}")
+            if _sha256(path) != expected["sha256"]:
+                raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one recorded when it was written")
+        except tf.errors.NotFoundError:
+            raise CheckpointError(f"{path} is missing") from None
+        except (tf.errors.OpError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
     return metadata
 
 
@@ -200,19 +278,27 @@ def restore(prefix: str, state: dict) -> None:
         raise CheckpointError(f"{prefix} cannot be read: {error}") from error
 
 
-def check_same_settings(config: Config, metadata: Metadata, allowed: frozenset[str] = frozenset()) -> None:
-    """Raises CheckpointError if the run was started with other settings that matter, field by field."""
-    now = _settings(config)
-    changed = [
-        f"--{f.name}={now[f.name]} (was {metadata.settings[f.name]})"
+def check_same_settings(config: Config, metadata: Metadata, follows: tuple[str, ...] = ()) -> None:
+    """Raises CheckpointError if the run was started with other settings that matter, field by field.
+
+    Args:
+      follows: settings that the checkpoint supplies where they are not given.
+    """
+    now, before = _settings(config), metadata.settings
+    allowed = config.allowed_changes
+    changed = {
+        f.name: f"--{f.name}={now[f.name]} (was {before[f.name]})"
         for f in flag_fields()
-        if not f.metadata["resumable"] and f.name not in allowed
-        and f.name in metadata.settings and metadata.settings[f.name] != now[f.name]
-    ]
+        if not f.metadata["resumable"] and f.name in before and before[f.name] != now[f.name]
+        and (f.name in config.given or f.name not in follows)
+    }
+    for name in changed.keys() & allowed:
+        log.warning("WARNING: going on with %s, as --allow_changed_settings says", changed.pop(name))
     if changed:
         raise CheckpointError(
-            f"The run in {config.model_dir} was started with other settings: {', '.join(changed)}. Use the same, or "
-            "another --model_dir."
+            f"The run in {config.model_dir} was started with other settings: {', '.join(changed.values())}. Use the "
+            "same, or another --model_dir; to go on all the same, add "
+            f"--allow_changed_settings={','.join([*changed, *sorted(allowed)])}."
         )
 
 

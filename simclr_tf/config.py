@@ -83,7 +83,12 @@ class Config:
         resumable=True,
     )
     keep_checkpoint_max: int = option(
-        5, "Running", "How many of the newest checkpoints to keep; 0 keeps all.", at_least=0, resumable=True,
+        5, "Running", "How many of the newest checkpoints to keep, besides the best of those that were evaluated; 0 "
+        "keeps all.", at_least=0, resumable=True,
+    )
+    allow_changed_settings: str | None = option(
+        None, "Running", "Settings with which a run may be continued although they are not those that it was started "
+        "with, separated by commas: learning_rate,temperature.", resumable=True,
     )
     keep_hub_module_max: int = option(
         1, "Running", "How many of the SavedModels written at evaluations to keep; 0 keeps all, -1 writes none.",
@@ -433,6 +438,11 @@ class Config:
 
         return options.parse(argv)
 
+    @property
+    def allowed_changes(self) -> frozenset[str]:
+        """The names in `allow_changed_settings`."""
+        return frozenset(listed(self, "allow_changed_settings", str))
+
     # --- Arithmetic of steps, as in the reference ------------------------------------------------------------------
     @property
     def cifar_stem(self) -> bool:
@@ -536,6 +546,9 @@ def _check_together(c: Config) -> None:
          "use_tpu", "strategy", fix="Drop one.")
     rule(not (c.use_tpu is False and c.strategy == "tpu"), "--use_tpu=False contradicts --strategy=tpu",
          "use_tpu", "strategy", fix="Drop one.")
+    unknown = c.allowed_changes - {f.name for f in flag_fields()}
+    rule(not unknown, f"--allow_changed_settings must name flags; {', '.join(sorted(unknown))} is none",
+         "allow_changed_settings", fix="Write for example learning_rate,temperature.")
     if c.variable_schema != "?!global_step":  # the reference's default is not a valid expression
         try:
             re.compile(c.variable_schema)

@@ -65,8 +65,16 @@ def evaluate(config: Config) -> dict | None:
     while True:
         prefix = checkpoint.latest(config.model_dir)
         if prefix is not None and prefix != seen:
-            result, seen, waiting_since = _evaluate_checkpoint(config, prefix), prefix, time.monotonic()
-            if checkpoint.Metadata.read(prefix).step >= _last_step(config):
+            step = checkpoint.step_of(prefix)
+            try:
+                result = _evaluate_checkpoint(config, prefix)
+            except CheckpointError:
+                if tf.io.gfile.exists(f"{prefix}.index"):
+                    raise
+                log.info("%s was deleted while it was read: the training has gone on; taking a newer one", prefix)
+                continue
+            seen, waiting_since = prefix, time.monotonic()
+            if step >= _last_step(config):
                 return result
             continue
         if time.monotonic() - waiting_since >= config.eval_timeout:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import socket
 import threading
 
 from simclr_tf.errors import Interrupted
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
@@ -15,6 +21,9 @@ class Interrupts:
         with Interrupts() as interrupts:
             ...
             if interrupts.signal: save; interrupts.stop(...)
+
+    Python runs signal handlers between two instructions of the main thread, which may be inside a compiled loop for
+    minutes. So a thread is woken instead: it sees the second signal, and ends the process, at once.
     """
 
     def __init__(self):
@@ -24,18 +33,31 @@ class Interrupts:
     def __enter__(self):
         # Python delivers signals to the main thread only; elsewhere (a notebook's worker) there is nothing to catch.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._received)
+            reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            self._previous_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            self._previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         return self
 
     def __exit__(self, *exc):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        if self._previous:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._previous_wakeup)
+            self._writer.close()
 
-    def _received(self, number, frame):
-        if self.signal is not None:
-            os._exit(128 + number)
-        self.signal = number
+    def _watch(self, reader: socket.socket):
+        with reader:
+            while received := reader.recv(1):
+                number = received[0]
+                if number not in SIGNALS:
+                    continue
+                if self.signal is not None:
+                    os._exit(128 + number)
+                self.signal = number
+                log.warning("%s: finishing the step and saving; a second signal stops at once",
+                            signal.Signals(number).name)
 
     def stop(self, message: str):
         """Raises the error that ends the process with the signal's exit code."""

@@ -222,6 +222,7 @@ _FLAGS = {  # flag -> field of Architecture, scope of the weights it decides on
     "proj_head_mode": ("proj_head_mode", _PROJECTION), "num_proj_layers": ("num_proj_layers", _PROJECTION),
     "proj_out_dim": ("proj_out_dim", _PROJECTION),
 }
+FOLLOWED = tuple(_FLAGS)
 _ANY_NAME = {"base_model": "base_model/conv2d/kernel", _PROJECTION: f"{_PROJECTION}/nl_0/dense/kernel"}
 
 

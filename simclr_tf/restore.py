@@ -21,6 +21,16 @@ TO_BUILD_ON = ("image_size", "precision")
 TO_EVALUATE = (*TO_BUILD_ON, "ft_proj_selector", "optimizer", "train_mode", "weight_decay")
 
 
+def follow_own(config: Config, prefix: str) -> Config:
+    """`config` as the run's own checkpoint `prefix` continues.
+
+    Raises:
+      CheckpointError: the run was started with other settings that matter; all of them are listed.
+    """
+    checkpoint.check_same_settings(config, checkpoint.Metadata.read(prefix), (*released.FOLLOWED, *TO_BUILD_ON))
+    return follow_checkpoint(config, prefix)
+
+
 def follow_checkpoint(config: Config, path: str, settings: tuple[str, ...] = TO_BUILD_ON) -> Config:
     """`config` with the architecture of `path` and, if it is one of ours, its `settings`, where not chosen.
 

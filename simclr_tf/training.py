@@ -17,9 +17,10 @@ from simclr_tf import checkpoint, data, distillation, evaluation, options, resto
 from simclr_tf.config import Config
 from simclr_tf.errors import ConfigError, DataError
 from simclr_tf.interrupts import Interrupts
+from simclr_tf.lock import training_lock
 from simclr_tf.model import SimCLR, make_model
 from simclr_tf.step import make_optimizer, make_schedule, update
-from simclr_tf.strategy import ON_JAX, describe, distribute, make_strategy
+from simclr_tf.strategy import ON_JAX, describe, distribute, is_chief, make_strategy
 from simclr_tf.summaries import Progress, Summaries
 
 log = logging.getLogger(__name__)
@@ -48,11 +49,18 @@ def _train(config: Config):
     make_folder(config.model_dir)
     source = data.open_training_source(config)
     log.info("Training data: %s", source.describe())
-    origin = checkpoint.latest(config.model_dir) or config.checkpoint
-    if origin:
-        config = restore.follow_checkpoint(config, origin)
     strategy = make_strategy(config)
     log.info("Devices: %s", describe(strategy))
+    with training_lock(config.model_dir, take=is_chief(strategy)):
+        return _train_locked(config, strategy, source)
+
+
+def _train_locked(config: Config, strategy: tf.distribute.Strategy, source):
+    own = checkpoint.latest(config.model_dir)
+    if own:
+        config = restore.follow_own(config, own)
+    elif config.checkpoint:
+        config = restore.follow_checkpoint(config, config.checkpoint)
     total = config.total_steps(source.num_examples)
     schedule = make_schedule(config, source.num_examples)
     teacher = None
@@ -64,6 +72,7 @@ def _train(config: Config):
         optimizer = make_optimizer(config, model, source.num_examples)
         state = checkpoint.training_state(model, optimizer)
         step = _begin(config, model, state, source)
+    checkpoint.check_space(config.model_dir, state)
     _announce(config, source, model, step, total)
     write_flags(config)
 
@@ -104,14 +113,14 @@ def _train(config: Config):
                 summaries.scalars(step, values)
                 progress.show(values, last=ending)
                 pending.clear()
-            if ending or "checkpoint" in due:
+            if ending or due & {"checkpoint", "eval"}:  # what is evaluated is kept if it is the best
                 checkpoint.save(config.model_dir, step, state, config, source.class_names)
                 checkpoint.prune(config.model_dir, config.keep_checkpoint_max)
                 summaries.views(step, _some_views(feed, step - 1))
             if "eval" in due and step < total:
                 result = evaluation.evaluate_and_record(model, config, strategy, source.class_names, step)
                 summaries.scalars(step, {k: v for k, v in result.items() if k.startswith("eval/")})
-            if interrupts.signal and step < total:
+            if interrupts.signal:
                 interrupts.stop(f"saved a checkpoint at step {step} of {total}; the same command goes on from there")
     log.info("Training complete: %d steps. Checkpoints are in %s", total, config.model_dir)
     return model, config, strategy, source, total

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from simclr_tf import Config, checkpoint
-from simclr_tf.errors import CheckpointError, StorageError
+from simclr_tf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from simclr_tf.model import make_model
 from simclr_tf.step import make_optimizer
 
@@ -116,6 +116,63 @@ def test_pruning_keeps_the_newest(saved, state):
     assert len(checkpoint.checkpoints(str(saved))) == 2
 
 
+def evaluated(folder, step, accuracy):
+    (folder / f"result_{step}.json").write_text(json.dumps({"eval/label_top_1_accuracy": accuracy}))
+
+
+def test_pruning_keeps_the_best_that_was_evaluated_and_takes_leftovers_away(saved, state):
+    for step in (3, 4, 5):
+        checkpoint.save(str(saved), step, state, CONFIG, None)
+    for step, accuracy in ((1, 0.5), (2, 0.7), (3, 0.7), (9, 0.99)):  # 9 exists no more
+        evaluated(saved, step, accuracy)
+    (saved / "result_4.json").write_text("garbage")
+    (saved / "ckpt-4.index").unlink()  # deletion was interrupted
+    (saved / ".saving-7").mkdir()
+    checkpoint.prune(str(saved), 1)
+    assert [os.path.basename(p) for p in checkpoint.checkpoints(str(saved))] == ["ckpt-3", "ckpt-5"]
+    left = {name for name in os.listdir(saved) if not name.startswith(("result", "checkpoint"))}
+    assert {name.split(".")[0] for name in left} == {"ckpt-3", "ckpt-5"}
+
+
+def test_pruning_works_in_folders_whose_names_look_like_patterns(tmp_path, state):
+    folder = tmp_path / "run[1]*"
+    for step in (1, 2):
+        checkpoint.save(str(folder), step, state, CONFIG, None)
+    checkpoint.prune(str(folder), 1)
+    assert not list(folder.glob("ckpt-1.*")) and len(list(folder.glob("ckpt-2.*"))) == 3
+
+
+def test_no_checkpoint_of_weights_that_are_not_finite(saved, state):
+    name = "model/base_model/conv2d/kernel"
+    state[name].assign(np.full(state[name].shape, np.inf))
+    with pytest.raises(NonFiniteError, match=rf"1 of .*{name}.*last good checkpoint is .*ckpt-2"):
+        checkpoint.save(str(saved), 3, state, CONFIG, None)
+    assert checkpoint.latest(str(saved)).endswith("ckpt-2")
+
+
+def test_a_disk_with_too_little_room_is_said_before_anything_is_written(saved, state, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(StorageError, match=r"needs \d+ MiB, and the storage of .* has 1 MiB left: it is full"):
+        checkpoint.save(str(saved), 3, state, CONFIG, None)
+    assert not (saved / ".saving-3").exists()
+
+
+def test_a_checkpoint_deleted_while_looked_at_gives_way_to_the_newer_one(saved, state, monkeypatch):
+    """As when the training saves and prunes between an evaluation's listing and its reading."""
+    verify, calls = checkpoint.verify, []
+
+    def first_replace(prefix):
+        if not calls:
+            checkpoint.save(str(saved), 3, state, CONFIG, None)
+            checkpoint.prune(str(saved), 1)
+        calls.append(prefix)
+        return verify(prefix)
+
+    monkeypatch.setattr(checkpoint, "verify", first_replace)
+    assert checkpoint.latest(str(saved)).endswith("ckpt-3")
+    assert [os.path.basename(p) for p in calls] == ["ckpt-2", "ckpt-3"]
+
+
 def test_a_restore_is_strict_both_ways_and_about_shapes(saved, state):
     prefix = str(saved / "ckpt-1")
     with pytest.raises(CheckpointError, match=r"model/extra \(2,\) is missing"):
@@ -134,6 +191,13 @@ def test_changed_settings_are_listed_field_by_field(saved):
     with pytest.raises(CheckpointError, match=r"--seed=4 \(was 3\)") as caught:
         checkpoint.check_same_settings(changed, metadata)
     assert "--temperature=0.5 (was 0.1)" in str(caught.value)
+    assert "--allow_changed_settings=seed,temperature" in str(caught.value)
+    with pytest.raises(CheckpointError, match="--seed=4") as caught:
+        checkpoint.check_same_settings(dataclasses.replace(changed, allow_changed_settings="temperature"), metadata)
+    assert "--temperature=0.5" not in str(caught.value)
+    checkpoint.check_same_settings(dataclasses.replace(changed, allow_changed_settings="seed,temperature"), metadata)
+    with pytest.raises(ConfigError, match="tempreature is none"):
+        dataclasses.replace(changed, allow_changed_settings="tempreature")
 
 
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path, state):
