@@ -12,7 +12,7 @@ REQUIRED = {
     "demo.flags", "cifar10/pretrain.flags", "cifar10/linear.flags", "cifar10/finetune.flags",
     "cifar10/distill.flags",
     "imagenet/pretrain_r50.flags", "simclrv2/finetune_1pct.flags", "stanford_dogs/pretrain.flags",
-    "stanford_dogs/finetune.flags",
+    "stanford_dogs/finetune.flags", "stanford_dogs/study.flags", "cifar10/study.flags",
 }
 
 

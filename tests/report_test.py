@@ -125,3 +125,11 @@ def test_views_show_originals_of_any_shape_above_their_views():
     views = [np.zeros([2, 16, 16, 3], np.float32), np.ones([2, 16, 16, 3], np.float32)]
     picture = report.view_grid(originals, views)
     assert picture.source.startswith("data:image/png;base64,") and picture.width % 33 == 0
+
+
+@pytest.mark.parametrize(("name", "label"), [
+    ("n02085936-maltese_dog", "maltese dog"), ("n02099601", "n02099601"), ("n0208-x", "n0208-x"), ("7", "7"),
+    ("n02086240-shih-tzu", "shih-tzu"),
+])
+def test_classes_are_named_without_their_wordnet_number(name, label):
+    assert report.class_label(name) == label

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from simclr_tf import Config, baseline, cli, study, study_plan, study_report, study_runs
+from simclr_tf import Config, baseline, checkpoint, cli, study, study_plan, study_report, study_runs
 from simclr_tf.errors import CheckpointError, ConfigError, DataError, Interrupted
 from simclr_tf.evaluation import Predictions
 from simclr_tf.report import read_run
@@ -151,6 +151,21 @@ def test_the_released_row_follows_its_checkpoint(finished, released_checkpoint):
     assert "--width_multiplier=0.25" not in flags
 
 
+@pytest.mark.long
+def test_the_released_row_on_a_checkpoint_of_the_authors_resnet_50(tiny, tmp_path):
+    """At its own size, 224 pixels, and fine-tuned from the first layer of its projection head, as SimCLRv2 is."""
+    write(tmp_path / "model.ckpt-250228", weights("r50_1x_sk0") | {"global_step": np.int64(250228)})
+    config = Config.from_flags(flags_of(
+        tiny, "--study_rows=released", "--study_label_counts=none", "--eval_split=test[:8]", "--eval_batch_size=8",
+        f"--study_checkpoint={tmp_path / 'model.ckpt-250228'}", f"--model_dir={tmp_path / 'study'}",
+    ))
+    result = study.study(config)
+    assert row_of(result, "released")["updates"] == 2
+    run = os.path.join(config.model_dir, row_of(result, "released")["by_seed"][0]["run"])
+    settings = checkpoint.Metadata.read(checkpoint.latest(run)).settings
+    assert (settings["resnet_depth"], settings["width_multiplier"], settings["image_size"]) == (50, 1.0, 224)
+
+
 def test_the_report_tells_it_as_a_study(finished):
     config, result, _ = finished
     with open(os.path.join(config.model_dir, "report.html")) as file:
@@ -226,6 +241,7 @@ def test_test_images_among_the_labelled_ones_are_refused(tiny, tmp_path):
     ("--study_rows=scratch,magic", "must be some of"),
     ("--study_seeds=0,x", "list of int values"),
     ("--study_pretrain_seeds=7", "seeds of the study only"),
+    ("--study_label_seeds=1", "seeds of the study only"),
     ("--study_label_counts=0", "must be positive"),
     ("--train_mode=finetune", "pretrains first"),
 ])
