@@ -8,7 +8,7 @@ import numpy as np
 
 from simclr_tf import report, study_neighbours, study_plan
 from simclr_tf.config import Config, listed, study_pretrain_seeds, study_seeds
-from simclr_tf.report import Picture, Section, Table, percent
+from simclr_tf.report import Picture, Section, Table, percent, pictures
 
 MISSING = "-"
 _METHOD = "SimCLR learns from images without labels, then a classifier learns from the labelled ones."
@@ -254,8 +254,8 @@ def _efficiency(result: dict) -> Section | None:
 
 
 def efficiency_plot(series) -> Picture:
-    with report._figure(6.4, 3.4) as (figure, axes):
-        for (name, x, y), colour in zip(series, report._COLOURS, strict=False):
+    with pictures.figure_of(6.4, 3.4) as (figure, axes):
+        for (name, x, y), colour in zip(series, pictures.COLOURS, strict=False):
             axes.plot(x, y, color=colour, label=name, marker="o", markersize=4, linewidth=1.6)
         ticks = sorted({int(value) for _, x, _ in series for value in x})
         axes.set_xscale("log")
@@ -264,9 +264,9 @@ def efficiency_plot(series) -> Picture:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("labelled images")
         axes.set_ylabel("top-1, %")
-        axes.grid(axis="y", color=report._LINE, linewidth=0.8)
+        axes.grid(axis="y", color=pictures.LINE, linewidth=0.8)
         axes.legend(frameon=False)
-        return Picture(report._svg(figure), "Test accuracy over the number of labelled images", width=614)
+        return Picture(pictures.svg(figure), "Test accuracy over the number of labelled images", width=614)
 
 
 def _method(config: Config, result: dict) -> Section:
