@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+from simclr_tf.tiled_ntxent import TILED_ABOVE, tiled_nt_xent
+
 MASKED = 1e9  # subtracted from an example's similarity with itself, as in the reference
 
 if keras.config.backend() == "tensorflow":
@@ -24,10 +26,33 @@ def nt_xent(z, temperature=0.1, normalize=True):
 
     Returns:
       Scalar float32: the mean over pairs of the losses of both views (so twice the paper's mean over views).
-      For identical z it is 2 log(2N - 1).
+      For identical z it is 2 log(2N - 1). Large batches are computed in tiles, without matrices of all pairs.
     """
+    if _tiled(z):
+        return _tiled_loss(z, temperature, normalize, metrics=False)[0]
     loss, _ = nt_xent_and_logits(z, temperature, normalize)
     return loss
+
+
+def nt_xent_and_metrics(z, temperature=0.1, normalize=True):
+    """`nt_xent`, and accuracy and entropy as in `contrastive_metrics`: three scalars."""
+    if _tiled(z):
+        return _tiled_loss(z, temperature, normalize, metrics=True)
+    loss, logits_ab = nt_xent_and_logits(z, temperature, normalize)
+    return loss, *contrastive_metrics(logits_ab)
+
+
+def _tiled(z):
+    """Whether `z` is large enough for tiles, and its size known."""
+    return z.shape[0] is not None and z.shape[0] % 2 == 0 and (z.shape[0] // 2) ** 2 * _replicas() >= TILED_ABOVE
+
+
+def _tiled_loss(z, temperature, normalize, metrics):
+    z = ops.cast(z, "float32")
+    if normalize:
+        z = l2_normalize(z)
+    a, b = ops.split(z, 2, axis=0)
+    return tiled_nt_xent(a, b, *_gather(a, b), temperature, metrics)
 
 
 def nt_xent_and_logits(z, temperature=0.1, normalize=True):

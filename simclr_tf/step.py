@@ -112,10 +112,9 @@ def forward(model: SimCLR, images, labels, config: Config, teacher=None) -> tupl
     h = model.encoder(images, training=training)
     hiddens = model.projection_head(h, training=training)
     if pretraining:
-        terms["contrastive"], logits_ab = losses.nt_xent_and_logits(
+        terms["contrastive"], metrics["contrast_acc"], metrics["contrast_entropy"] = losses.nt_xent_and_metrics(
             hiddens[-1], config.temperature, config.hidden_norm
         )
-        metrics["contrast_acc"], metrics["contrast_entropy"] = losses.contrastive_metrics(logits_ab)
     if config.train_mode == "distill":
         logits, taught = model.supervised_head(hiddens[model.ft_proj_selector]), teacher(images)
         weight = config.distill_weight
