@@ -1,8 +1,8 @@
 """NT-Xent in tiles: the same numbers as `losses.nt_xent` without matrices of all pairs.
 
-The plain loss keeps several [N, M] matrices of similarities for the gradient: 3.8 GB at 8,192 pairs. Here a few rows are
-compared with everything at a time, and since their softmax is then complete, their part of the gradient is added up
-in the same pass and the tile forgotten. So memory grows with N, not with its square, and no similarity is computed
+The plain loss keeps several [N, M] matrices of similarities for the gradient: 3.8 GB at 8,192 pairs. Here a few rows
+are compared with everything at a time, and since their softmax is then complete, their part of the gradient is added
+up in the same pass and the tile forgotten. So memory grows with N, not with its square, and no similarity is computed
 twice. The price: the gradient is computed even where nobody asks for it.
 """
 
