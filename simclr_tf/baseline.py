@@ -27,6 +27,7 @@ from simclr_tf.config import Config
 from simclr_tf.errors import CheckpointError, DataError
 from simclr_tf.evaluation import Predictions
 from simclr_tf.interrupts import Interrupts
+from simclr_tf.strategy import inference, one_device
 
 log = logging.getLogger(__name__)
 
@@ -170,8 +171,8 @@ class _Network:
         """float32 [n, S, S, 3] in [-1, 1] -> float32 [n, 2048]."""
         if self._run is None:
             network = make_network(self._size, self._seed, self._weights)
-            self._run = tf.function(lambda images: network(images, training=False))
-        return self._run(images).numpy()
+            self._run = inference(one_device(), network, lambda batch: (network(batch["images"], training=False),))
+        return self._run({"images": images})[0]
 
 
 def make_network(size: int, seed: int, weights: str | None) -> keras.Model:

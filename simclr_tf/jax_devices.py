@@ -63,6 +63,11 @@ class JaxDevices:
                f"{'process' if hosts == 1 else 'processes'}"
 
 
+def one() -> JaxDevices:
+    """This process's first device."""
+    return JaxDevices(jax.local_devices()[:1])
+
+
 def make(config: Config) -> JaxDevices:
     """The devices that `config.strategy` asks for; "auto" takes all that JAX has of its best kind.
 

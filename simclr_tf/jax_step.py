@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
+from simclr_tf import jax_devices
 from simclr_tf.config import Config
 from simclr_tf.jax_devices import JaxDevices
 from simclr_tf.model import SimCLR
@@ -106,7 +107,7 @@ def takes_part(item, model: SimCLR, config: Config) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _one_device_step(model, optimizer, config, teacher):
-    return CompiledStep(model, optimizer, config, JaxDevices(jax.devices()[:1]), teacher)
+    return CompiledStep(model, optimizer, config, jax_devices.one(), teacher)
 
 
 def update(model, optimizer, images, labels, config, teacher=None) -> tuple[dict, dict]:

@@ -56,6 +56,15 @@ def make_strategy(config: Config) -> tf.distribute.Strategy:
     return strategy
 
 
+def one_device() -> tf.distribute.Strategy:
+    """For work that is not shared out: the device that variables are made on."""
+    if ON_JAX:
+        from simclr_tf import jax_devices
+
+        return jax_devices.one()
+    return tf.distribute.get_strategy()
+
+
 @functools.cache
 def mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     """The mirrored strategy over `devices`, names such as "CPU:0"; the same object each time in a process.

@@ -36,7 +36,7 @@ def assert_recorded(model, name, images):
 
     Returns how many arrays were compared.
     """
-    found = {endpoint: value.numpy() for endpoint, value in model(images).items()}
+    found = {endpoint: np.asarray(value) for endpoint, value in model(images).items()}
     hiddens = model.projection_head(found["final_avg_pool"])
     found |= {f"proj_{k}": hidden for k, hidden in enumerate(hiddens)}
     projects = model.architecture["proj_head_mode"] != "none"
