@@ -14,7 +14,7 @@ from simclr_tf.config import Config
 from simclr_tf.errors import ConfigError
 from simclr_tf.evaluation import batches_of
 from simclr_tf.model import SimCLR
-from simclr_tf.strategy import inference
+from simclr_tf.strategy import inference, one_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +125,12 @@ def embed(model: SimCLR, dataset: Iterable, endpoint: str = "final_avg_pool") ->
     Raises:
       ConfigError: the model has no such endpoint.
     """
-    run = tf.function(lambda images: vectors_of(model, images, endpoint), reduce_retracing=True)
+    run = inference(one_device(), model, lambda batch: (vectors_of(model, batch["images"], endpoint),))
     parts = []
     for batch in dataset:
         images = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, tuple) else batch
         try:
-            parts.append(run(tf.cast(images, tf.float32)).numpy())
+            parts += run({"images": tf.cast(images, tf.float32)})
         except KeyError:
             raise ConfigError(f"The model has no endpoint {endpoint!r}.") from None
     return np.concatenate(parts)

@@ -100,13 +100,22 @@ def _check_range(images) -> None:
     """Raises ValueError for images that can be seen not to be in [0, 1]."""
     if not str(images.dtype).removeprefix("<dtype: '").startswith(("float", "bfloat")):
         raise ValueError(f"images must be floats in [0, 1]. Received dtype {images.dtype}: divide uint8 images by 255")
-    if isinstance(images, np.ndarray) or (hasattr(images, "numpy") and not isinstance(images, keras.KerasTensor)):
+    if _has_values(images):
         values = np.asarray(images)
         # Comparisons are written so that nan fails them.
         if values.size and not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):
             raise ValueError(
                 f"images must be in [0, 1], neither 0..255 nor standardised. Received: {values.min()} to {values.max()}"
             )
+
+
+def _has_values(x) -> bool:
+    """Whether the numbers in `x` can be looked at: not while a function of it is being compiled."""
+    if keras.config.backend() == "jax" and not isinstance(x, np.ndarray):
+        import jax
+
+        return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    return isinstance(x, np.ndarray) or (hasattr(x, "numpy") and not isinstance(x, keras.KerasTensor))
 
 
 def make_model(config: Config, num_classes: int | None, initialize: bool = True) -> SimCLR:

@@ -131,7 +131,7 @@ def inference(
 
     function = tf.autograph.experimental.do_not_convert(function)
 
-    @tf.function
+    @tf.function(reduce_retracing=True)
     def run(batch):
         return strategy.run(function, (batch,))
 

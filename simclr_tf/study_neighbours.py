@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-import tensorflow as tf
 
 from simclr_tf import augment, checkpoint, data, evaluation
 from simclr_tf.config import CIFAR_STEM_MAX_SIZE, Config
 from simclr_tf.errors import DataError
 from simclr_tf.report import Section, Table, class_label, percent, view_grid
+from simclr_tf.strategy import inference, one_device
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,11 @@ def section(config: Config) -> Section | None:
 
 def _features(model, source, config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices [n], labels [n] and features h [n, d] of the first MAX_IMAGES readable images."""
-    encode = tf.function(lambda images: model.encoder(images, training=False))
+    encode = inference(one_device(), model, lambda batch: (model.encoder(batch["images"], training=False),))
     columns, seen = [], 0
     for batch in data.Feed.evaluation(source, config, batch_size=min(config.eval_batch_size, source.num_examples)):
         counts = batch["weights"].numpy() > 0
-        h = encode(batch["images"]).numpy().astype(np.float32)
+        h = encode({"images": batch["images"]})[0].astype(np.float32)
         columns.append([batch["index"].numpy()[counts], batch["labels"].numpy()[counts], h[counts]])
         seen += counts.sum()
         if seen >= MAX_IMAGES:

@@ -18,7 +18,7 @@ def run(capfd, *argv):
 def test_help_answers_without_tensorflow():
     script = "import sys; from simclr_tf.cli import main; assert main(['--help']) == 0"
     script += "; assert 'keras' not in sys.modules"
-    script += "; assert 'tensorflow' not in sys.modules"
+    script += "; assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "--train_batch_size" in result.stdout
 
@@ -41,6 +41,13 @@ def test_usage_errors_are_exit_2(capfd, tmp_path, argv, words):
     code, _, err = run(capfd, *(a.replace("{tmp}", str(tmp_path)) for a in argv))
     assert code == 2
     assert words in err
+
+
+def test_another_backend_of_keras_is_exit_2(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    code, _, err = run(capfd, "--dataset=digits", f"--model_dir={tmp_path}")
+    assert code == 2
+    assert "KERAS_BACKEND must be tensorflow or jax. Received: KERAS_BACKEND=torch" in err
 
 
 def test_a_model_dir_that_is_a_file_is_exit_2(capfd, tmp_path):

@@ -1,4 +1,4 @@
-"""Keras's JAX backend, in processes of their own (driver.py), against the reference's numbers and against TensorFlow."""
+"""Keras's JAX backend, in processes of its own (driver.py): against the reference's numbers and TensorFlow's."""
 
 import importlib.util
 import json
@@ -88,7 +88,7 @@ def test_devices_do_not_change_losses_and_weights(layout, precision, one, reques
 # --- Commands, on two devices ----------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def runs(pretrained, tiny, tmp_path_factory):
-    """Command lines by name, and what they are run on: a run begun on TensorFlow, and weights in the authors' format."""
+    """What commands are run on, a run begun on TensorFlow and weights in the authors' format; a fine-tuning's flags."""
     folder = tmp_path_factory.mktemp("two")
     shutil.copytree(pretrained, folder / "resumed")
     model = make_model(Config.from_flags(list(tiny)), 10)
