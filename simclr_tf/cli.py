@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         print("simclr-tf: interrupted before training began; nothing was lost", file=sys.stderr)
         return 130
     except Exception as error:
+        if lost := _lost_worker(error):
+            print(f"simclr-tf: {lost}", file=sys.stderr)
+            return lost.exit_code
         explained = _explain(error)
         if explained:
             print(f"simclr-tf: {explained}", file=sys.stderr)
@@ -74,7 +77,11 @@ def _run(config: Config) -> None:
     module, function = BASELINE if config.train_mode == "baseline" else MODES[config.mode]
     getattr(importlib.import_module(module), function)(config)
     if config.mode in REPORTED:
-        _report(config)
+        from simclr_tf import strategy
+
+        if strategy.is_chief(config):
+            _report(config)
+        strategy.part(config)
 
 
 def _report(config: Config) -> None:
@@ -132,6 +139,12 @@ def _quiet_stderr():
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+def _lost_worker(error: Exception) -> SimclrError | None:
+    """The error to report in place of `error`, if that is what another worker's end looks like from here."""
+    strategy = sys.modules.get("simclr_tf.strategy")
+    return strategy.lost_worker(error) if strategy else None
 
 
 def _explain(error: Exception) -> str | None:

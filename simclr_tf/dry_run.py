@@ -38,7 +38,7 @@ def dry_run(config: Config) -> str:
     if source:
         sections.append(f"Data: {source.describe()}\n")
     if strategy:
-        sections.append(f"Devices: {describe(strategy)}\n")
+        sections.append(f"Devices: {describe(strategy, config)}\n")
     count = sum(math.prod(item.variable.shape) for item in trained)
     sections.append(
         f"Model: ResNet-{config.resnet_depth}, width {config.width_multiplier:g}: {model.count_params():,} parameters, "

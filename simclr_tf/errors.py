@@ -47,6 +47,12 @@ class StorageError(SimclrError):
     exit_code = 5
 
 
+class WorkerError(SimclrError):
+    """Another worker of the run is gone, or never came. Starting all of them again goes on from the last checkpoint."""
+
+    exit_code = 6
+
+
 class Interrupted(SimclrError):
     """SIGINT or SIGTERM arrived; the run has saved a checkpoint."""
 

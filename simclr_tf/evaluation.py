@@ -18,7 +18,7 @@ from simclr_tf.config import Config, flag_fields
 from simclr_tf.errors import CheckpointError, DataError
 from simclr_tf.model import SimCLR, make_model
 from simclr_tf.step import weight_decay_loss
-from simclr_tf.strategy import distribute, inference, make_strategy
+from simclr_tf.strategy import distribute, inference, is_chief, make_strategy
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,8 @@ def evaluate_and_record(
     }
     log.info("Step %d on %d images of %s: top-1 %.2f %%, top-5 %.2f %%", step, len(predictions.labels),
              config.eval_split, 100 * predictions.top_1(), 100 * predictions.top_5())
-    record(config, result, predictions, class_names, source.ids(predictions.index), step)
+    if is_chief(config):
+        record(config, result, predictions, class_names, source.ids(predictions.index), step)
     return result
 
 

@@ -59,6 +59,7 @@ class Interrupts:
                 log.warning("%s: finishing the step and saving; a second signal stops at once",
                             signal.Signals(number).name)
 
-    def stop(self, message: str):
-        """Raises the error that ends the process with the signal's exit code."""
-        raise Interrupted(self.signal, f"{signal.Signals(self.signal).name}: {message}")
+    def stop(self, message: str, number: int | None = None):
+        """Raises the error that ends the process with the signal's exit code; `number`: that of another worker."""
+        number = number or self.signal
+        raise Interrupted(number, f"{signal.Signals(number).name}: {message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -12,16 +13,22 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf.config import Config
-from simclr_tf.errors import ConfigError, DeviceError
+from simclr_tf.errors import ConfigError, DeviceError, WorkerError
 
 COLLECTIVES_PER_STRATEGY = 100_000
 ON_JAX = keras.config.backend() == "jax"  # the devices are then a `jax_devices.JaxDevices`
+FOR_SEVERAL_WORKERS = ("train", "train_then_eval")  # modes; the others have no use for them
+
+# Where a machine shows that it has a TPU, whether or not this TensorFlow can use it.
+TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
+TPU_VARIABLES = ("TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR")
 
 
 def make_strategy(config: Config) -> tf.distribute.Strategy:
     """The `tf.distribute` strategy that `config` asks for; "auto" takes a TPU, else all GPUs, else the CPU.
 
-    On Keras's JAX backend: its devices.
+    Of several workers it is the first thing to ask for: they join before TensorFlow computes anything, and this waits
+    until all are there. On Keras's JAX backend: its devices.
 
     Raises:
       DeviceError: what was asked for is not there; the message names what is.
@@ -35,7 +42,8 @@ def make_strategy(config: Config) -> tf.distribute.Strategy:
     elif kind == "tpu":
         strategy = _tpu_strategy(config)
     elif kind == "multi_worker":
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        _check_for_workers(config)
+        strategy = _multi_worker()
     elif kind == "mirrored":
         strategy = mirrored(tuple(_names("GPU") or _names("CPU")))
     elif kind == "gpu":
@@ -76,18 +84,22 @@ def mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     return tf.distribute.MirroredStrategy(devices)
 
 
-def describe(strategy: tf.distribute.Strategy) -> str:
-    """One line: what runs where."""
+def describe(strategy: tf.distribute.Strategy, config: Config) -> str:
+    """One line: what was asked for, what runs where, and each replica's share of a batch."""
+    replicas = strategy.num_replicas_in_sync
     if ON_JAX:
         return str(strategy)
-    replicas = strategy.num_replicas_in_sync
-    if not tf.distribute.has_strategy() and replicas == 1 and strategy is tf.distribute.get_strategy():
-        return "CPU: 1 replica"
-    devices = strategy.extended.worker_devices
-    workers = getattr(strategy.extended, "_num_workers", 1)
-    where = ", ".join(d.rsplit("device:", 1)[-1] for d in devices)
-    return f"{type(strategy).__name__}: {replicas} {_plural(replicas, 'replica')} on {workers} " \
-           f"{_plural(workers, 'worker')} ({where})"
+    share = f"{config.train_batch_size // replicas} images each" if replicas > 1 else "whole batches"
+    if replicas == 1 and strategy is tf.distribute.get_strategy():
+        name, where = "CPU", "CPU:0"
+    else:
+        name = type(strategy).__name__.removesuffix("V2").replace("CollectiveAllReduce", "MultiWorkerMirrored")
+        where = ", ".join(d.rsplit("device:", 1)[-1] for d in strategy.extended.worker_devices)
+    workers = num_workers(strategy)
+    if workers > 1:
+        where = f"here {where}"
+    return f"--strategy={config.strategy}: {name}: {replicas} {_plural(replicas, 'replica')} on {workers} " \
+           f"{_plural(workers, 'worker')} ({where}), {share}"
 
 
 def distribute(
@@ -135,39 +147,175 @@ def inference(
     def run(batch):
         return strategy.run(function, (batch,))
 
-    return lambda batch: [tf.concat(strategy.experimental_local_results(v), 0).numpy() for v in run(batch)]
+    def rows(values):
+        if num_workers(strategy) > 1:
+            return strategy.gather(values, axis=0)
+        return tf.concat(strategy.experimental_local_results(values), 0)
+
+    return lambda batch: [rows(values).numpy() for values in run(batch)]
 
 
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process writes the run's files."""
+# --- Several workers -------------------------------------------------------------------------------------------------
+
+
+def is_chief(config: Config) -> bool:
+    """Whether this process writes the run's files: the first of several workers does."""
     if ON_JAX:
-        return strategy.process[0] == 0
-    resolver = strategy.cluster_resolver
-    if resolver is None or not resolver.task_type:
-        return True
-    return resolver.task_type == "chief" or (
-        resolver.task_type == "worker" and resolver.task_id == 0 and "chief" not in resolver.cluster_spec().as_dict()
+        import jax
+
+        return jax.process_index() == 0
+    cluster = _cluster()
+    return cluster is None or cluster.is_chief or _kind(config) != "multi_worker"
+
+
+def num_workers(strategy: tf.distribute.Strategy) -> int:
+    """How many processes take part in the run."""
+    if ON_JAX:
+        return strategy.process[1]
+    return getattr(strategy.extended, "_num_workers", 1)
+
+
+def of_all_workers(strategy: tf.distribute.Strategy, number: int) -> list[int]:
+    """What each worker, in order, gives as `number`. All have to ask; each gets the same answer."""
+    if num_workers(strategy) == 1:
+        return [number]
+    if ON_JAX:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(np.array(number))).tolist()
+    numbers = _gatherer(strategy)(tf.constant(number)).numpy().tolist()  # one for each replica
+    return numbers[:: len(numbers) // num_workers(strategy)]
+
+
+@functools.cache
+def _gatherer(strategy):
+    @tf.autograph.experimental.do_not_convert
+    def one_replica(number):
+        context = tf.distribute.get_replica_context()
+        place = tf.one_hot(context.replica_id_in_sync_group, strategy.num_replicas_in_sync, dtype=tf.int32)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, place * number)
+
+    @tf.function
+    def gather(number):
+        return strategy.experimental_local_results(strategy.run(one_replica, (number,)))[0]
+
+    return gather
+
+
+def part(config: Config) -> None:
+    """Waits until all workers are at their end: one that leaves earlier is taken for dead by those still at work."""
+    if not ON_JAX and _kind(config) == "multi_worker":
+        of_all_workers(_multi_worker(), 0)
+
+
+def lost_worker(error: Exception) -> WorkerError | None:
+    """What to raise for `error` if it came from another worker that is gone; None if it did not."""
+    if not _multi_worker.cache_info().currsize or not isinstance(error, LOST):
+        return None
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return WorkerError(
+        f"Another worker is gone: {reason} Start the same command on every worker again: the run goes on from its last "
+        "checkpoint."
     )
+
+
+LOST = (
+    tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError,
+    tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError, tf.errors.UnknownError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cluster:
+    """This process's place among the workers of TF_CONFIG."""
+
+    workers: int
+    task: str
+    index: int
+    has_chief: bool
+
+    @property
+    def is_chief(self) -> bool:
+        return self.task == "chief" or (self.index == 0 and not self.has_chief)
+
+
+def _cluster() -> _Cluster | None:
+    """What TF_CONFIG says of several training workers; None where it is absent or tells of one, or this evaluates.
+
+    Raises:
+      DeviceError: it cannot be understood.
+    """
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return None
+
+    def wrong(reason):
+        return DeviceError(
+            f"The environment variable TF_CONFIG is not what it must be: {reason}. See docs/multi-worker.md. Received: "
+            f"{text}"
+        )
+
+    try:
+        whole = json.loads(text)
+        roles = {role: list(addresses) for role, addresses in whole.get("cluster", {}).items()}
+        task = whole.get("task", {})
+        role, index = task.get("type"), int(task.get("index", -1))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise wrong(error) from error
+    if role == "evaluator" or sum(len(roles.get(name, ())) for name in ("chief", "worker")) < 2:
+        return None
+    if "ps" in roles:
+        raise wrong("there are parameter servers, which are not used")
+    if role not in ("chief", "worker") or not 0 <= index < len(roles.get(role, ())):
+        raise wrong(f"its task must be one of the cluster's workers, and is type {role!r}, index {index}")
+    return _Cluster(sum(map(len, roles.values())), role, index, "chief" in roles)
+
+
+def _check_for_workers(config: Config) -> None:
+    if config.mode not in FOR_SEVERAL_WORKERS:
+        raise ConfigError(
+            f"Several workers can train, with --mode={' or '.join(FOR_SEVERAL_WORKERS)}. Received: "
+            f"--mode={config.mode}, and a TF_CONFIG of several. Run it in one process, with --strategy=gpu or cpu."
+        )
+    if config.max_bad_images:
+        raise ConfigError(
+            "Several workers cannot skip unreadable images: all would have to agree on them in the middle of a step. "
+            f"Received: --max_bad_images={config.max_bad_images}. Drop it, and mend or remove the images."
+        )
+
+
+@functools.cache
+def _multi_worker() -> tf.distribute.MultiWorkerMirroredStrategy:
+    """The strategy over all workers; a process can join them once."""
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (RuntimeError, tf.errors.OpError) as error:
+        raise WorkerError(
+            f"The workers of TF_CONFIG could not be joined: {str(error).splitlines()[0]} Are its addresses free, and "
+            "do all workers run the same command?"
+        ) from error
+
+
+# --- Which devices ---------------------------------------------------------------------------------------------------
 
 
 def _kind(config: Config) -> str:
     if config.use_tpu or config.strategy == "tpu":
         return "tpu"
-    if config.strategy == "multi_worker" and not _in_cluster():
+    if config.strategy == "multi_worker" and _cluster() is None:
         raise DeviceError(
             "--strategy=multi_worker needs the environment variable TF_CONFIG with more than one worker. It is "
-            "absent; see docs/multi-worker.md."
+            f"{'of one' if os.environ.get('TF_CONFIG') else 'absent'}; see docs/multi-worker.md. There is: "
+            f"{_what_there_is()}."
         )
     if config.strategy in ("gpu", "mirrored") and not _names("GPU"):
         if config.strategy == "gpu" or len(_names("CPU")) < 2:
             raise DeviceError(f"--strategy={config.strategy} needs a GPU. There is: {_what_there_is()}.")
     if config.strategy != "auto":
         return config.strategy
-    if _in_cluster():
+    if _cluster() is not None:
         return "multi_worker"
-    if config.use_tpu is None and config.tpu_name:
-        return "tpu"
-    if config.use_tpu is None and tf.config.list_physical_devices("TPU"):
+    if config.use_tpu is None and (config.tpu_name or tf.config.list_physical_devices("TPU")):
         return "tpu"
     gpus = len(_names("GPU"))
     return "mirrored" if gpus > 1 else "gpu" if gpus else "cpu"
@@ -178,9 +326,10 @@ def _tpu_strategy(config: Config) -> tf.distribute.Strategy:
     # Without a name the only TPU there can be is one of this machine: asking the resolver for it when it is absent
     # would wait for minutes.
     if address == "local" and not tf.config.list_physical_devices("TPU"):
+        asked = "--use_tpu=True" if config.use_tpu else "--strategy=tpu"
         raise DeviceError(
-            f"--use_tpu=True needs a TPU on this machine, or --tpu_name. There is: {_what_there_is()}. Leave --use_tpu "
-            "out to use what there is."
+            f"{asked} needs a TPU on this machine that TensorFlow can use, or --tpu_name. There is: "
+            f"{_what_there_is()}. Leave {asked.split('=')[0]} out to use what there is."
         )
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
@@ -194,21 +343,22 @@ def _tpu_strategy(config: Config) -> tf.distribute.Strategy:
         raise DeviceError(f"TPU {address!r} could not be reached: {error}. There is: {_what_there_is()}.") from error
 
 
-def _in_cluster() -> bool:
-    try:
-        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
-        return sum(len(cluster.get(role, ())) for role in ("chief", "worker")) > 1
-    except (ValueError, AttributeError, TypeError) as error:
-        raise DeviceError(f"The environment variable TF_CONFIG is not the JSON it must be: {error}.") from error
-
-
 def _names(kind: str) -> list[str]:
     return [d.name for d in tf.config.list_logical_devices(kind)]
 
 
 def _what_there_is() -> str:
     found = [f"{len(_names(kind))} {kind}" for kind in ("TPU", "GPU", "CPU") if _names(kind)]
+    if has_tpu() and not _names("TPU"):
+        found.append(
+            f"a TPU that TensorFlow {tf.__version__} cannot use (pip install 'simclr_tf[tpu]', or KERAS_BACKEND=jax)"
+        )
     return ", ".join(found)
+
+
+def has_tpu() -> bool:
+    """Whether this machine has a TPU, usable or not."""
+    return any(map(os.path.exists, TPU_FILES)) or any(map(os.environ.get, TPU_VARIABLES))
 
 
 def _plural(count: int, noun: str) -> str:

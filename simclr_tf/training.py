@@ -15,12 +15,20 @@ from keras import ops
 
 from simclr_tf import checkpoint, data, distillation, evaluation, options, restore, saved_model, tracking
 from simclr_tf.config import Config
-from simclr_tf.errors import ConfigError, DataError
+from simclr_tf.errors import CheckpointError, ConfigError, DataError
 from simclr_tf.interrupts import Interrupts
 from simclr_tf.lock import training_lock
 from simclr_tf.model import SimCLR, make_model
 from simclr_tf.step import make_optimizer, make_schedule, update
-from simclr_tf.strategy import ON_JAX, describe, distribute, is_chief, make_strategy
+from simclr_tf.strategy import (
+    ON_JAX,
+    describe,
+    distribute,
+    is_chief,
+    lost_worker,
+    make_strategy,
+    of_all_workers,
+)
 from simclr_tf.summaries import Progress, Summaries
 
 log = logging.getLogger(__name__)
@@ -39,6 +47,8 @@ def train_then_eval(config: Config) -> dict:
     """Trains, then evaluates the last checkpoint; returns its results."""
     model, config, strategy, source, total = _train(config)
     result = evaluation.evaluate_and_record(model, config, strategy, source.class_names, total)
+    if not is_chief(config):
+        return result
     if result and (tracker := tracking.open_run(config)):
         tracker.scalars(total, {k: v for k, v in result.items() if k.startswith("eval/")})
     saved_model.export_step(model, config.model_dir, total, config.keep_hub_module_max)
@@ -46,12 +56,12 @@ def train_then_eval(config: Config) -> dict:
 
 
 def _train(config: Config):
+    strategy = make_strategy(config)  # first: several workers join before TensorFlow computes anything
+    log.info("Devices: %s", describe(strategy, config))
     make_folder(config.model_dir)
     source = data.open_training_source(config)
     log.info("Training data: %s", source.describe())
-    strategy = make_strategy(config)
-    log.info("Devices: %s", describe(strategy))
-    with training_lock(config.model_dir, take=is_chief(strategy)):
+    with training_lock(config.model_dir, take=is_chief(config)):
         return _train_locked(config, strategy, source)
 
 
@@ -74,7 +84,10 @@ def _train_locked(config: Config, strategy: tf.distribute.Strategy, source):
         step = _begin(config, model, state, source)
     checkpoint.check_space(config.model_dir, state)
     _announce(config, source, model, step, total)
-    write_flags(config)
+    _check_begin_together(strategy, step)
+    chief = is_chief(config)
+    if chief:
+        write_flags(config)
 
     run_steps, tags = make_loop(model, optimizer, config, strategy, teacher)
     feed = data.Feed.training(source, config)
@@ -83,7 +96,7 @@ def _train_locked(config: Config, strategy: tf.distribute.Strategy, source):
         return iter(distribute(strategy, config.train_batch_size, lambda w, n: feed.batches(step, w, n)))
 
     iterator = iterator_from(step)
-    summaries = Summaries(config.model_dir, step, tracking.open_run(config))
+    summaries = Summaries(config.model_dir, step, tracking.open_run(config)) if chief else None
     progress = Progress(step, total, config.train_batch_size, config.epoch_steps(source.num_examples))
     intervals = _intervals(config, source.num_examples)
     pending: list[np.ndarray] = []  # rows of metrics since the last summary
@@ -94,36 +107,52 @@ def _train_locked(config: Config, strategy: tf.distribute.Strategy, source):
             until = min(until, step + _steps_per_loop(config, strategy))
             started = time.perf_counter()
             try:
-                pending.append(run_steps(iterator, until - step))
+                rows = run_steps(iterator, until - step)
                 step = until
+                stop = max(of_all_workers(strategy, interrupts.signal or 0))
             except tf.errors.OpError as error:
+                if lost := lost_worker(error):
+                    raise lost from error
                 # An unreadable image: the steps before its batch are done and stay.
                 step = int(optimizer.iterations)
                 feed.recover(error, step)
                 iterator = iterator_from(step)
                 continue
+            if chief:
+                pending.append(rows)
             progress.advance(step, time.perf_counter() - started)
 
             due = {name for name, every in intervals.items() if every and step % every == 0}
-            ending = step == total or interrupts.signal is not None
-            if ending or due & {"summary", "checkpoint"}:
+            ending = step == total or stop
+            if chief and (ending or due & {"summary", "checkpoint"}):
                 values = dict(zip(tags, np.concatenate(pending).mean(0).tolist(), strict=True))
                 values["learning_rate"] = float(schedule(step))
                 values["images_per_second"] = progress.images_per_second
                 summaries.scalars(step, values)
                 progress.show(values, last=ending)
                 pending.clear()
-            if ending or due & {"checkpoint", "eval"}:  # what is evaluated is kept if it is the best
+            if chief and (ending or due & {"checkpoint", "eval"}):  # what is evaluated is kept if it is the best
                 checkpoint.save(config.model_dir, step, state, config, source.class_names)
                 checkpoint.prune(config.model_dir, config.keep_checkpoint_max)
                 summaries.views(step, _some_views(feed, step - 1))
             if "eval" in due and step < total:
                 result = evaluation.evaluate_and_record(model, config, strategy, source.class_names, step)
-                summaries.scalars(step, {k: v for k, v in result.items() if k.startswith("eval/")})
-            if interrupts.signal:
-                interrupts.stop(f"saved a checkpoint at step {step} of {total}; the same command goes on from there")
+                if chief and result:
+                    summaries.scalars(step, {k: v for k, v in result.items() if k.startswith("eval/")})
+            if stop:
+                saved = f"saved a checkpoint at step {step} of {total}; the same command goes on from there"
+                interrupts.stop(saved, stop)
     log.info("Training complete: %d steps. Checkpoints are in %s", total, config.model_dir)
     return model, config, strategy, source, total
+
+
+def _check_begin_together(strategy: tf.distribute.Strategy, step: int) -> None:
+    steps = of_all_workers(strategy, step)
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            "All workers must go on from the same checkpoint, so --model_dir must be a folder that they share. They "
+            f"found those of steps {', '.join(map(str, steps))}."
+        )
 
 
 def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.Strategy, teacher=None):
