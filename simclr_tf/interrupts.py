@@ -24,13 +24,22 @@ class Interrupts:
 
     Python runs signal handlers between two instructions of the main thread, which may be inside a compiled loop for
     minutes. So a thread is woken instead: it sees the second signal, and ends the process, at once.
+
+    One within another (a run of a study) shares what is remembered: a signal that came between two runs stops the next
+    one at its first step, and one that came too late for a run stops the study behind it.
     """
+
+    _innermost: Interrupts | None = None
 
     def __init__(self):
         self.signal: int | None = None
         self._previous: dict = {}
+        self._outer: Interrupts | None = None
 
     def __enter__(self):
+        self._outer, Interrupts._innermost = Interrupts._innermost, self
+        if self._outer is not None:
+            self.signal = self._outer.signal
         # Python delivers signals to the main thread only; elsewhere (a notebook's worker) there is nothing to catch.
         if threading.current_thread() is threading.main_thread():
             reader, self._writer = socket.socketpair()
@@ -41,6 +50,7 @@ class Interrupts:
         return self
 
     def __exit__(self, *exc):
+        Interrupts._innermost = self._outer
         if self._previous:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
@@ -55,7 +65,10 @@ class Interrupts:
                     continue
                 if self.signal is not None:
                     os._exit(128 + number)
-                self.signal = number
+                each = self
+                while each is not None:
+                    each.signal = number
+                    each = each._outer
                 log.warning("%s: finishing the step and saving; a second signal stops at once",
                             signal.Signals(number).name)
 
