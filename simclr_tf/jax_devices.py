@@ -8,10 +8,13 @@ batch norm's statistics and NT-Xent's negatives are global by construction. `Jax
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simclr_tf.config import Config
@@ -29,9 +32,9 @@ class JaxDevices:
 
     def __init__(self, devices: list):
         self.devices = list(devices)
-        mesh = Mesh(np.array(self.devices), ("batch",))
-        self.rows = NamedSharding(mesh, PartitionSpec("batch"))
-        self.everywhere = NamedSharding(mesh, PartitionSpec())
+        self.mesh = Mesh(np.array(self.devices), ("batch",))
+        self.rows = NamedSharding(self.mesh, PartitionSpec("batch"))
+        self.everywhere = NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def num_replicas_in_sync(self) -> int:
@@ -61,6 +64,43 @@ class JaxDevices:
         count, hosts = len(self.devices), jax.process_count()
         return f"JAX: {count} {'device' if count == 1 else 'devices'} ({', '.join(kinds)}) of {hosts} " \
                f"{'process' if hosts == 1 else 'processes'}"
+
+
+_AT_WORK: contextvars.ContextVar[JaxDevices | None] = contextvars.ContextVar("devices at work", default=None)
+
+
+@contextlib.contextmanager
+def at_work(devices: JaxDevices) -> Iterator[None]:
+    """What is traced within it is to run on `devices`: for `mean_over_devices`."""
+    token = _AT_WORK.set(devices)
+    try:
+        yield
+    finally:
+        _AT_WORK.reset(token)
+
+
+def mean_over_devices(function: Callable, a, b) -> list:
+    """The mean over the devices of `function(a, b, all_a, all_b, first)`, a tuple of scalars, of each one's own rows.
+
+    Left to itself the compiler shares out products of matrices, but not a loop over their tiles.
+
+    Args:
+      function: of the device's rows of `a` and `b`, all rows, and the number of the device's first one.
+      a, b: [n, d].
+    """
+    devices = _AT_WORK.get()
+    if devices is None or devices.num_replicas_in_sync == 1:
+        return function(a, b, a, b, 0)
+
+    def own_rows(a, b):
+        everyone = [jax.lax.all_gather(x, "batch", tiled=True) for x in (a, b)]
+        values = function(a, b, *everyone, jax.lax.axis_index("batch") * a.shape[0])
+        return [jax.lax.pmean(value, "batch") for value in values]
+
+    rows = PartitionSpec("batch")
+    # check_vma: a loop's first sums are the same everywhere and its later ones are not, which the check forbids.
+    return jax.shard_map(own_rows, mesh=devices.mesh, in_specs=(rows, rows), out_specs=PartitionSpec(),
+                         check_vma=False)(a, b)
 
 
 def one() -> JaxDevices:
@@ -118,6 +158,12 @@ def join() -> None:
             f"Several processes could not be joined: {str(error).splitlines()[0]}. Set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID in each one; see docs/jax.md."
         ) from error
+
+
+def part() -> None:
+    """Waits until all processes are at their end."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the end of a run")
 
 
 def _integer(name: str) -> int | None:

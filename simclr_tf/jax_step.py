@@ -16,7 +16,7 @@ import numpy as np
 
 from simclr_tf import jax_devices
 from simclr_tf.config import Config
-from simclr_tf.jax_devices import JaxDevices
+from simclr_tf.jax_devices import JaxDevices, at_work
 from simclr_tf.model import SimCLR
 from simclr_tf.step import forward, trainable
 
@@ -49,7 +49,7 @@ class CompiledStep:
             def loss(trained):
                 given = [*zip(self._trained, trained, strict=True), *zip(self._others, others, strict=True),
                          *zip(self._constant, constant, strict=True)]
-                with keras.StatelessScope(state_mapping=given) as scope:
+                with at_work(devices), keras.StatelessScope(state_mapping=given) as scope:
                     terms, metrics = forward(model, images, labels, config, teacher)
                 return terms["total"], (terms, metrics, [scope.get_current_value(v) for v in self._others])
 

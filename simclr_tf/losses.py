@@ -52,7 +52,15 @@ def _tiled_loss(z, temperature, normalize, metrics):
     if normalize:
         z = l2_normalize(z)
     a, b = ops.split(z, 2, axis=0)
-    return tiled_nt_xent(a, b, *_gather(a, b), temperature, metrics)
+
+    def loss_of_rows(a, b, all_a, all_b, first):
+        return tiled_nt_xent(a, b, all_a, all_b, first, temperature, metrics)
+
+    if keras.config.backend() == "jax":
+        from simclr_tf import jax_devices
+
+        return jax_devices.mean_over_devices(loss_of_rows, a, b)
+    return loss_of_rows(a, b, *_gather(a, b))
 
 
 def nt_xent_and_logits(z, temperature=0.1, normalize=True):

@@ -39,6 +39,8 @@ def make_strategy(config: Config) -> tf.distribute.Strategy:
         from simclr_tf import jax_devices
 
         strategy = jax_devices.make(config)
+        if num_workers(strategy) > 1:
+            _check_for_workers(config)
     elif kind == "tpu":
         strategy = _tpu_strategy(config)
     elif kind == "multi_worker":
@@ -204,7 +206,11 @@ def _gatherer(strategy):
 
 def part(config: Config) -> None:
     """Waits until all workers are at their end: one that leaves earlier is taken for dead by those still at work."""
-    if not ON_JAX and _kind(config) == "multi_worker":
+    if ON_JAX:
+        from simclr_tf import jax_devices
+
+        jax_devices.part()
+    elif _kind(config) == "multi_worker":
         of_all_workers(_multi_worker(), 0)
 
 
@@ -275,7 +281,7 @@ def _check_for_workers(config: Config) -> None:
     if config.mode not in FOR_SEVERAL_WORKERS:
         raise ConfigError(
             f"Several workers can train, with --mode={' or '.join(FOR_SEVERAL_WORKERS)}. Received: "
-            f"--mode={config.mode}, and a TF_CONFIG of several. Run it in one process, with --strategy=gpu or cpu."
+            f"--mode={config.mode}, and several workers. Run it in one process, with --strategy=gpu or cpu."
         )
     if config.max_bad_images:
         raise ConfigError(
