@@ -11,8 +11,10 @@ PRESETS = sorted(FLAGS.rglob("*.flags"))
 REQUIRED = {
     "demo.flags", "cifar10/pretrain.flags", "cifar10/linear.flags", "cifar10/finetune.flags",
     "cifar10/distill.flags",
-    "imagenet/pretrain_r50.flags", "simclrv2/finetune_1pct.flags", "stanford_dogs/pretrain.flags",
-    "stanford_dogs/finetune.flags", "stanford_dogs/study.flags", "cifar10/study.flags",
+    "imagenet/pretrain_r50.flags", "simclrv2/finetune_1pct.flags", "simclrv2/finetune_small.flags",
+    "simclrv2/finetune_small_momentum.flags", "simclrv2/linear_small.flags", "simclrv1/finetune_small.flags",
+    "stanford_dogs/pretrain.flags", "stanford_dogs/finetune.flags", "stanford_dogs/study.flags",
+    "cifar10/study.flags",
 }
 
 
