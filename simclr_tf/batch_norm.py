@@ -11,6 +11,9 @@ It differs from `keras.layers.BatchNormalization` in three ways that matter here
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import keras
 from keras import ops
 
@@ -20,6 +23,20 @@ if keras.config.backend() == "tensorflow":
     import tensorflow as tf
 else:
     tf = None  # other backends take the `keras.ops` branch; nothing here imports TensorFlow for them
+
+
+_collecting = threading.local()  # mirrored replicas are traced in threads of their own
+
+
+@contextlib.contextmanager
+def collected_statistics():
+    """Within it the layers, in training, keep their moving statistics and put (mean, variance) into the dict given."""
+    outer = getattr(_collecting, "statistics", None)
+    _collecting.statistics = {}
+    try:
+        yield _collecting.statistics
+    finally:
+        _collecting.statistics = outer
 
 
 class BatchNorm(keras.layers.Layer):
@@ -71,9 +88,21 @@ class BatchNorm(keras.layers.Layer):
             y = tf.cast(y, x.dtype)
         else:
             y, mean, variance = _fused(x, ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(beta))
-        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign(moving * self.decay + ops.stop_gradient(batch) * (1 - self.decay))
+        if (statistics := getattr(_collecting, "statistics", None)) is not None:
+            statistics[self] = ops.stop_gradient(mean), ops.stop_gradient(variance)
+        else:
+            self.move(mean, variance)
         return y
+
+    def move(self, mean, variance):
+        """Lets the moving statistics follow a batch's, `[C]` each."""
+        for moving, batch in zip(self.moving, (mean, variance), strict=True):
+            moving.assign(moving * self.decay + ops.stop_gradient(batch) * (1 - self.decay))
+
+    @property
+    def moving(self):
+        """The moving mean and variance."""
+        return self.moving_mean, self.moving_variance
 
     def _normalize(self, x, mean, variance, beta):
         """`x` scaled and shifted in float32, in `x`'s own type afterwards."""

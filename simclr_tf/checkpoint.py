@@ -43,6 +43,9 @@ def training_state(model: SimCLR, optimizer: keras.optimizers.Optimizer) -> dict
     named = named_variables(model)
     state = {f"model/{item.name}": item.variable for item in named}
     state["optimizer/iterations"] = optimizer.iterations
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        state["optimizer/loss_scale"], state["optimizer/finite_steps"] = optimizer.dynamic_scale, optimizer.step_counter
+        optimizer = optimizer.inner_optimizer
     tf1_name = {id(item.variable): item.name for item in named}
     for slot in ("momentums", "_momentums", "_velocities"):
         if not hasattr(optimizer, slot):

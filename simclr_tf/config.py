@@ -166,7 +166,7 @@ class Config:
     global_bn: bool = option(True, "Model", "Batch-norm statistics over all replicas instead of each its own.")
     precision: str = option(
         "float32", "Model", "Arithmetic of the network; losses, norms and statistics stay in float32.",
-        choices=("float32", "mixed_bfloat16"),
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
 
     # --- Objective -----------------------------------------------------------------------------------------------
@@ -189,6 +189,11 @@ class Config:
     momentum: float = option(0.9, "Optimisation", "Momentum of LARS and of SGD.", at_least=0.0, at_most=1.0)
     weight_decay: float = option(1e-6, "Optimisation", "Weight decay.", at_least=0.0)
     train_batch_size: int = option(512, "Optimisation", "Images per training step over all replicas.", at_least=1)
+    micro_batch_size: int = option(
+        0, "Optimisation", "Images that pretraining encodes at a time, over all replicas: saves memory, costs time. "
+        "The loss is the whole batch's, batch norm's statistics are a piece's (docs/performance.md). 0: all at once.",
+        at_least=0,
+    )
     train_epochs: int = option(100, "Optimisation", "Epochs to train.", at_least=0, resumable=True)
     train_steps: int = option(
         0, "Optimisation", "Steps to train; overrides train_epochs when above 0.", at_least=0, resumable=True,
@@ -419,6 +424,11 @@ class Config:
         0, "Devices", "Steps run on the device between two looks at the host; 0 chooses.", at_least=0, resumable=True,
     )
 
+    jit_compile: bool = option(
+        False, "Devices", "Whether XLA compiles the training step; for one GPU. On a TPU it always does, on a CPU it "
+        "is slower.", resumable=True,
+    )
+
     # Names of the fields that were chosen rather than left at their default: an architecture that was chosen must
     # agree with a checkpoint's, one that was not follows it.
     given: frozenset[str] | None = dataclasses.field(default=None, repr=False, compare=False)
@@ -525,6 +535,11 @@ def _check_together(c: Config) -> None:
          "labels_per_class", "label_fraction", fix="Drop one.")
     rule(c.train_mode != "distill" or c.teacher or c.mode not in TRAINING_MODES, "Distillation needs a teacher",
          "train_mode", "teacher", fix="Add --teacher=<checkpoint with a supervised head>.")
+    rule(c.micro_batch_size == 0 or c.train_batch_size % c.micro_batch_size == 0,
+         "--micro_batch_size must divide --train_batch_size", "micro_batch_size", "train_batch_size",
+         fix="Use for example half of the batch size, or 0.")
+    rule(c.micro_batch_size == 0 or c.train_mode == "pretrain", "Only pretraining needs whole batches in pieces",
+         "micro_batch_size", "train_mode", fix="Drop --micro_batch_size, or lower --train_batch_size.")
     rule(c.teacher is None or c.train_mode == "distill", "A teacher is for distillation", "train_mode", "teacher",
          fix="Add --train_mode=distill or drop --teacher.")
     rule(c.train_mode != "distill" or c.distill_weight < 1 or not (c.labels_per_class or c.label_fraction < 1),

@@ -7,6 +7,7 @@ made of, they read the values they are given and hand back the new ones. Importe
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -126,7 +127,7 @@ def make_loop(
     """`run_steps(iterator, n) -> float32 [n, metrics]`: n updates without waiting for one of them.
 
     Args:
-      row: (terms, metrics) of a step -> float32 [metrics].
+      row: (terms, metrics) of a step -> float32 [metrics], to which the seconds spent waiting for images are added.
     """
     step = CompiledStep(model, optimizer, config, devices, teacher)
     supervised = model.supervised_head is not None
@@ -134,10 +135,12 @@ def make_loop(
 
     def run_steps(iterator, n):
         values, constant = step.begin()
-        rows = []
+        rows, waits = [], []
         try:
             for _ in range(n):
+                asked = time.perf_counter()
                 batch = next(iterator)
+                waits.append(time.perf_counter() - asked)
                 batch = devices.share_out({name: batch[name] for name in ("images", "labels")})
                 values, terms, metrics = step(
                     values, constant, batch["images"], batch["labels"] if supervised else None
@@ -145,7 +148,7 @@ def make_loop(
                 rows.append(row(terms, metrics))
         finally:
             step.end(values)  # also where a batch cannot be drawn: the steps before it are done and stay
-        return np.stack(jax.device_get(rows))
+        return np.column_stack([np.stack(jax.device_get(rows)), np.asarray(waits, np.float32)])
 
     return run_steps
 

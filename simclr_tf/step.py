@@ -9,6 +9,7 @@ from keras import ops
 from simclr_tf import losses
 from simclr_tf.config import Config
 from simclr_tf.lars import LARS
+from simclr_tf.loss_scaling import LossScaling
 from simclr_tf.model import NamedVariable, SimCLR, named_variables
 from simclr_tf.schedule import WarmupCosine
 
@@ -38,6 +39,8 @@ def make_optimizer(config: Config, model: SimCLR, num_examples: int) -> keras.op
         optimizer = keras.optimizers.SGD(schedule, momentum=config.momentum, nesterov=True)
     else:
         optimizer = keras.optimizers.Adam(schedule)
+    if config.precision == "mixed_float16":
+        optimizer = LossScaling(optimizer)
     optimizer.build([item.variable for item in trained])
     return optimizer
 
@@ -83,20 +86,29 @@ def update(model, optimizer, images, labels, config, teacher=None) -> tuple[dict
         from simclr_tf import jax_step
 
         return jax_step.update(model, optimizer, images, labels, config, teacher)
-    trained = trainable(model)
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        # Only what is trained is watched, so that nothing is differentiated below frozen layers.
-        for item in trained:
-            tape.watch(item.variable.value)
-        terms, metrics = forward(model, images, labels, config, teacher)
-        # Gradients are summed over replicas when they are applied.
-        loss = terms["total"] / replicas
-    gradients = tape.gradient(loss, [item.variable.value for item in trained])
+    trained = [item.variable for item in trainable(model)]
+    values = [variable.value for variable in trained]
+    if config.micro_batch_size:
+        from simclr_tf.gradient_caching import pretraining_gradients as gradients_of
+    else:
+        gradients_of = _gradients
+    gradients, terms, metrics = gradients_of(model, optimizer, values, images, labels, config, teacher)
     # Layers that do not take part (a projection head that fine-tuning leaves out) have no gradient.
-    pairs = [(g, item.variable) for g, item in zip(gradients, trained, strict=True) if g is not None]
+    pairs = [(g, variable) for g, variable in zip(gradients, trained, strict=True) if g is not None]
     optimizer.apply_gradients(pairs)
     return terms, metrics
+
+
+def _gradients(model, optimizer, values, images, labels, config, teacher):
+    """Gradients of this replica's part of the loss by `values`, the loss terms and the metrics."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        # Only what is trained is watched, so that nothing is differentiated below frozen layers.
+        for value in values:
+            tape.watch(value)
+        terms, metrics = forward(model, images, labels, config, teacher)
+        # Gradients are summed over replicas when they are applied.
+        loss = optimizer.scale_loss(terms["total"] / tf.distribute.get_strategy().num_replicas_in_sync)
+    return tape.gradient(loss, values), terms, metrics
 
 
 def forward(model: SimCLR, images, labels, config: Config, teacher=None) -> tuple[dict, dict]:

@@ -56,13 +56,24 @@ def make_strategy(config: Config) -> tf.distribute.Strategy:
         if tf.config.list_logical_devices("GPU"):
             strategy = tf.distribute.OneDeviceStrategy("CPU:0")
     replicas = strategy.num_replicas_in_sync
-    for name in ("train_batch_size", "eval_batch_size"):
+    for name in ("train_batch_size", "eval_batch_size", "micro_batch_size"):
         size = getattr(config, name)
         if size % replicas:
             raise ConfigError(
                 f"--{name} must be a multiple of the number of replicas, {replicas}. Received: --{name}={size}. Use "
                 f"for example {max(1, size // replicas) * replicas}."
             )
+    if config.jit_compile and replicas > 1 and kind != "tpu":
+        raise ConfigError(
+            f"--jit_compile is for one device: XLA cannot reach the other replicas of {replicas}. Drop it, or use "
+            "--strategy=gpu."
+        )
+    if kind == "jax" and (config.micro_batch_size or config.precision == "mixed_float16"):
+        raise ConfigError(
+            "--micro_batch_size and --precision=mixed_float16 need Keras's TensorFlow backend. Received: "
+            f"--micro_batch_size={config.micro_batch_size} --precision={config.precision} with KERAS_BACKEND=jax. Use "
+            "KERAS_BACKEND=tensorflow, or mixed_bfloat16."
+        )
     return strategy
 
 

@@ -17,6 +17,9 @@ from simclr_tf.tracking import Tracker
 log = logging.getLogger(__name__)
 
 HISTORY = "history.jsonl"
+INPUT_WAIT = "input_wait_seconds"  # tag: how long a step waited for its images
+BOTTLENECK = 0.2  # share of the time spent waiting from where on the input pipeline is called the bottleneck
+STEPS_TO_JUDGE = 10  # before saying so
 GRID_IMAGES = 8  # pairs of views in the picture
 
 
@@ -88,6 +91,8 @@ class Progress:
     def __init__(self, start_step: int, total_steps: int, batch_size: int, epoch_steps: int):
         self._total, self._batch_size, self._epoch_steps = total_steps, batch_size, epoch_steps
         self._seconds, self._steps = 0.0, 0  # of the steps after the first, which includes tracing
+        self._waited = 0.0  # of these seconds, for images
+        self._said = False
         self._step = start_step
         self._terminal = sys.stderr.isatty()
         self._shown = 0.0
@@ -96,14 +101,31 @@ class Progress:
     def images_per_second(self) -> float:
         return self._steps * self._batch_size / self._seconds if self._seconds else 0.0
 
-    def advance(self, step: int, seconds: float) -> None:
-        """`step` is reached, the last steps took `seconds`. The first call is not counted: it compiles."""
+    @property
+    def input_share(self) -> float:
+        """The share of the time, 0..1, that steps waited for images."""
+        return min(1.0, self._waited / self._seconds) if self._seconds else 0.0
+
+    def advance(self, step: int, seconds: float, waited: float = 0.0) -> None:
+        """`step` is reached, the last steps took `seconds`, of which they `waited` for images.
+
+        The first call is not counted: it compiles. After some steps a notice tells if images come too slowly.
+        """
         if self._shown or self._steps or self._seconds:
             self._steps += step - self._step
             self._seconds += seconds
+            self._waited += waited
         else:
             self._seconds = 1e-9
         self._step = step
+        if not self._said and self._steps >= STEPS_TO_JUDGE:
+            self._said = True
+            if self.input_share >= BOTTLENECK:
+                log.warning(
+                    "The input pipeline is the bottleneck: steps wait for images %.0f %% of the time. Smaller or "
+                    "cached images (--cache_dataset), more CPU cores, or --use_blur=False would help.",
+                    100 * self.input_share,
+                )
 
     def show(self, values: dict[str, float], last: bool = False) -> None:
         """Prints the line for the values of the newest summary; on a terminal at most twice a second."""
@@ -128,6 +150,8 @@ class Progress:
         for tag, name in (("train/contrast_acc", "contrast acc"), ("train/supervised_acc", "top-1")):
             if tag in values:
                 parts.append(f"{name} {values[tag]:.1%}")
+        if self.input_share >= BOTTLENECK:
+            parts.append(f"waiting for images {self.input_share:.0%}")
         if rate and self._step < self._total:
             parts.append(f"ETA {_duration((self._total - self._step) * self._batch_size / rate)}")
         return "  ".join(parts)

@@ -29,7 +29,7 @@ from simclr_tf.strategy import (
     make_strategy,
     of_all_workers,
 )
-from simclr_tf.summaries import Progress, Summaries
+from simclr_tf.summaries import INPUT_WAIT, Progress, Summaries
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def _train_locked(config: Config, strategy: tf.distribute.Strategy, source):
                 continue
             if chief:
                 pending.append(rows)
-            progress.advance(step, time.perf_counter() - started)
+            progress.advance(step, time.perf_counter() - started, float(rows[:, tags.index(INPUT_WAIT)].sum()))
 
             due = {name for name, every in intervals.items() if every and step % every == 0}
             ending = step == total or stop
@@ -165,13 +165,15 @@ def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.
         tags += ["train/distillation_loss", "train/supervised_loss", "train/teacher_agreement"]
     elif supervised:
         tags += ["train/supervised_loss", "train/supervised_acc"]
+    measured = tuple(tags)
+    tags.append(INPUT_WAIT)
 
     def row(terms, metrics):
         named = {"train/total_loss": terms["total"], "train/weight_decay": terms["weight_decay"],
                  "train/contrast_loss": terms["contrastive"], "train/supervised_loss": terms["supervised"],
                  "train/distillation_loss": terms["distillation"]}
         named |= {f"train/{name}": value for name, value in metrics.items()}
-        return ops.stack([named[tag] for tag in tags])
+        return ops.stack([named[tag] for tag in measured])
 
     if ON_JAX:
         from simclr_tf import jax_step
@@ -184,15 +186,24 @@ def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.
             model, optimizer, batch["images"], batch["labels"] if supervised else None, config, teacher
         ))
 
+    if config.jit_compile:
+        one_step = tf.function(one_step, jit_compile=True, autograph=False)
+
     @tf.function
     def compiled(iterator, n):
         rows = tf.TensorArray(tf.float32, n, element_shape=[len(tags)])
+        values = tf.zeros([len(tags) - 1])
         for i in tf.range(n):
-            batch = next(iterator)
+            with tf.control_dependencies([values]):  # asked for when the step before is done
+                asked = tf.timestamp()
+            with tf.control_dependencies([asked]):
+                batch = next(iterator)
             # Nothing else keeps the step counter from being raised before a batch that then cannot be drawn.
             with tf.control_dependencies(tf.nest.flatten(strategy.experimental_local_results(batch))):
+                waited = tf.cast(tf.timestamp() - asked, tf.float32)
                 values = strategy.run(one_step, (batch,))
-            rows = rows.write(i, strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None))
+            values = strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None)
+            rows = rows.write(i, tf.concat([values, [waited]], 0))
         return rows.stack()
 
     def run_steps(iterator, n):
