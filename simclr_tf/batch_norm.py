@@ -3,7 +3,7 @@
 It differs from `keras.layers.BatchNormalization` in three ways that matter here:
 * on TensorFlow, in float32, it is the reference's formula operation by operation, because a contrastive network on a
   small batch amplifies another rounding of the statistics to whole per cents of the loss within a few steps
-  (docs/parity.md); for bfloat16 activations it is one fused kernel with float32 statistics;
+  (docs/parity.md); for half precision, or with `fused`, it is one fused kernel with float32 statistics;
 * with several replicas the statistics are those of the global batch (`synchronized`) or each replica's own;
 * freezing its parameters (`trainable = False`) does not freeze its moving statistics: only `training=False` does,
   as in both versions of the reference when fine-tuning after a block.
@@ -55,6 +55,7 @@ class BatchNorm(keras.layers.Layer):
         self.center = center
         self.gamma_initializer = gamma_initializer
         self.synchronized = synchronized
+        self.fused = False  # in float32 too, see `fuse`
 
     def build(self, input_shape):
         def weight(name, initializer, **kwargs):
@@ -79,7 +80,7 @@ class BatchNorm(keras.layers.Layer):
             axes = tuple(range(len(x.shape) - 1))
             mean, variance = ops.moments(ops.cast(x, "float32"), axes)
             y = self._normalize(x, mean, variance, beta)
-        elif (self.synchronized and _replicas() > 1) or x.dtype == tf.float32:
+        elif (self.synchronized and _replicas() > 1) or (x.dtype == tf.float32 and not self.fused):
             mean, variance = _global_moments(x) if self.synchronized else _local_moments(x)
             y = tf.nn.batch_normalization(
                 tf.cast(x, tf.float32), mean, variance, ops.convert_to_tensor(beta), ops.convert_to_tensor(self.gamma),

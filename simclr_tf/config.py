@@ -164,6 +164,10 @@ class Config:
         0.9, "Model", "Decay of batch norm's moving statistics.", at_least=0.0, at_most=1.0,
     )
     global_bn: bool = option(True, "Model", "Batch-norm statistics over all replicas instead of each its own.")
+    fused_bn: bool = option(
+        False, "Model", "Batch norm as one fused kernel in float32 too, where one replica trains: faster, but rounded "
+        "otherwise than the reference. In bfloat16 and float16 it always is.",
+    )
     precision: str = option(
         "float32", "Model", "Arithmetic of the network; losses, norms and statistics stay in float32.",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),

@@ -135,6 +135,9 @@ def make_model(config: Config, num_classes: int | None, initialize: bool = True)
         initialize=initialize,
     )
     freeze(model, config.fine_tune_after_block)
+    for layer in (*model.resnet.layers, *model.projection_head.norm_layers):
+        if isinstance(layer, BatchNorm):
+            layer.fused = config.fused_bn
     return model
 
 

@@ -31,9 +31,11 @@ def expected(x, layer):
 
 @pytest.mark.parametrize("shape", [(6, 5), (4, 3, 3, 5), (1, 1, 1, 5)])
 @pytest.mark.parametrize("center", [True, False])
-def test_training_matches_numpy_with_biased_moving_variance(shape, center):
+@pytest.mark.parametrize("fused", [True, False])
+def test_training_matches_numpy_with_biased_moving_variance(shape, center, fused):
     x = np.random.default_rng(0).normal(2, 3, shape).astype(np.float32)
     layer = layer_for(x, center=center)
+    layer.fused = fused
     y, mean, variance = expected(x, layer)
     np.testing.assert_allclose(layer(x, training=True), y, atol=1e-4)
     np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-5)
