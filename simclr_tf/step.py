@@ -73,11 +73,11 @@ def train_step(model: SimCLR, optimizer: keras.optimizers.Optimizer, images, lab
       teacher: in distillation, a function images -> logits.
 
     Returns:
-      Scalars `contrastive`, `supervised`, `distillation`, `weight_decay` and `total`, their sum (0 where a term does
-      not apply), of this replica, before the update.
+      Scalars `contrastive`, `supervised`, `weight_decay`, in distillation also `distillation`, and `total`, their sum
+      (0 where a term does not apply), of this replica, before the update.
     """
     terms, _ = update(model, optimizer, images, labels, config, teacher)
-    return terms
+    return {name: term for name, term in terms.items() if name != "distillation" or config.train_mode == "distill"}
 
 
 def update(model, optimizer, images, labels, config, teacher=None) -> tuple[dict, dict]:
