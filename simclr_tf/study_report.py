@@ -66,8 +66,10 @@ def _results_table(result: dict) -> Table:
         else:
             rows.append([row["title"], row["status"], MISSING, MISSING, published])
     done = [(row["top_1"], i) for i, row in enumerate(result["rows"]) if row["status"] == "done"]
-    columns = ("Row", "Top-1", "95 % interval", "Top-5", "Published top-1")
-    return Table(columns, rows, numeric=(1, 2, 3, 4), best=[max(done)[1]] if done else [])
+    columns = ["Row", "Top-1", "95 % interval", "Top-5", "Published top-1"]
+    if not any(row["published"] for row in result["rows"]):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return Table(columns, rows, numeric=range(1, len(columns)), best=[max(done)[1]] if done else [])
 
 
 def _training_table(result: dict) -> Table:
