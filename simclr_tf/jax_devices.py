@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simclr_tf.config import Config
-from simclr_tf.errors import DeviceError
+from simclr_tf.errors import ConfigError, DeviceError
 
 
 class JaxDevices:
@@ -112,8 +112,18 @@ def make(config: Config) -> JaxDevices:
     """The devices that `config.strategy` asks for; "auto" takes all that JAX has of its best kind.
 
     Raises:
-      DeviceError: what was asked for is not there, or not on this backend.
+      DeviceError, ConfigError: what was asked for is not there, or not on this backend.
     """
+    if config.precision == "mixed_float16":
+        raise ConfigError(
+            "The JAX backend has no scaling of the loss, which float16 needs. Received: --precision=mixed_float16 with "
+            "KERAS_BACKEND=jax. Use mixed_bfloat16, or KERAS_BACKEND=tensorflow."
+        )
+    if config.fused_bn:
+        raise ConfigError(
+            "--fused_bn chooses a kernel of TensorFlow's; on JAX the compiler fuses by itself. Received: "
+            "--fused_bn=True with KERAS_BACKEND=jax. Drop it."
+        )
     kind = "tpu" if config.use_tpu else config.strategy
     if config.tpu_name or config.master:
         raise DeviceError(

@@ -18,8 +18,9 @@ import numpy as np
 from simclr_tf import jax_devices
 from simclr_tf.config import Config
 from simclr_tf.jax_devices import JaxDevices, at_work
+from simclr_tf.jax_gradient_caching import encode_in_pieces
 from simclr_tf.model import SimCLR
-from simclr_tf.step import forward, trainable
+from simclr_tf.step import encode_at_once, forward, trainable
 
 
 class CompiledStep:
@@ -43,6 +44,9 @@ class CompiledStep:
         self._constant = list(teacher.model.variables) if teacher is not None else []
         self._written: list = [None] * len(self._variables)
         updated = [takes_part(item, model, config) for item in trained]
+        encode = encode_at_once
+        if config.micro_batch_size:
+            encode = functools.partial(encode_in_pieces, devices=devices)
 
         def step(values, constant, images, labels):
             trained, others, of_optimizer = values
@@ -51,7 +55,7 @@ class CompiledStep:
                 given = [*zip(self._trained, trained, strict=True), *zip(self._others, others, strict=True),
                          *zip(self._constant, constant, strict=True)]
                 with at_work(devices), keras.StatelessScope(state_mapping=given) as scope:
-                    terms, metrics = forward(model, images, labels, config, teacher)
+                    terms, metrics = forward(model, images, labels, config, teacher, encode)
                 return terms["total"], (terms, metrics, [scope.get_current_value(v) for v in self._others])
 
             gradients, (terms, metrics, others) = jax.grad(loss, has_aux=True)(trained)

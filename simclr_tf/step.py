@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -111,18 +113,30 @@ def _gradients(model, optimizer, values, images, labels, config, teacher):
     return tape.gradient(loss, values), terms, metrics
 
 
-def forward(model: SimCLR, images, labels, config: Config, teacher=None) -> tuple[dict, dict]:
-    """Loss terms and metrics of a training batch; see `train_step` for the arguments."""
-    zero = ops.zeros([])
-    terms = dict(contrastive=zero, supervised=zero, distillation=zero)
-    metrics = {}
+def encode_at_once(model: SimCLR, images, config: Config) -> list:
+    """The projection head's hidden vectors of a training batch; in pretraining [2n, width], view 1 first."""
     pretraining = config.train_mode == "pretrain"
     if pretraining:
         images = ops.concatenate(ops.split(images, 2, axis=-1), 0)  # [n, H, W, 6] -> [2n, H, W, 3], view 1 first
     # Fine-tuning the classifier alone leaves the network below it as it is, its moving statistics too.
     training = pretraining or config.fine_tune_after_block < 4
     h = model.encoder(images, training=training)
-    hiddens = model.projection_head(h, training=training)
+    return model.projection_head(h, training=training)
+
+
+def forward(
+    model: SimCLR, images, labels, config: Config, teacher=None, encode: Callable = encode_at_once,
+) -> tuple[dict, dict]:
+    """Loss terms and metrics of a training batch; see `train_step` for the arguments.
+
+    Args:
+      encode: what makes the hidden vectors of the images.
+    """
+    zero = ops.zeros([])
+    terms = dict(contrastive=zero, supervised=zero, distillation=zero)
+    metrics = {}
+    pretraining = config.train_mode == "pretrain"
+    hiddens = encode(model, images, config)
     if pretraining:
         terms["contrastive"], metrics["contrast_acc"], metrics["contrast_entropy"] = losses.nt_xent_and_metrics(
             hiddens[-1], config.temperature, config.hidden_norm

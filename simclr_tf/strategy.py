@@ -63,16 +63,10 @@ def make_strategy(config: Config) -> tf.distribute.Strategy:
                 f"--{name} must be a multiple of the number of replicas, {replicas}. Received: --{name}={size}. Use "
                 f"for example {max(1, size // replicas) * replicas}."
             )
-    if config.jit_compile and replicas > 1 and kind != "tpu":
+    if config.jit_compile and replicas > 1 and kind not in ("tpu", "jax"):
         raise ConfigError(
             f"--jit_compile is for one device: XLA cannot reach the other replicas of {replicas}. Drop it, or use "
             "--strategy=gpu."
-        )
-    if kind == "jax" and (config.micro_batch_size or config.precision == "mixed_float16"):
-        raise ConfigError(
-            "--micro_batch_size and --precision=mixed_float16 need Keras's TensorFlow backend. Received: "
-            f"--micro_batch_size={config.micro_batch_size} --precision={config.precision} with KERAS_BACKEND=jax. Use "
-            "KERAS_BACKEND=tensorflow, or mixed_bfloat16."
         )
     return strategy
 

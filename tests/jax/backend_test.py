@@ -19,7 +19,7 @@ from simclr_tf.training import train_then_eval
 from tests.golden.fill import fill
 from tests.golden.formats_test import write
 from tests.golden.recorded import training_batch
-from tests.jax.cases import ARCHITECTURES, GENTLE, STEPS, TRAJECTORIES
+from tests.jax.cases import ARCHITECTURES, GENTLE, RUN_ON, STEPS, TRAJECTORIES
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed: extra [jax]")
 
@@ -71,13 +71,15 @@ def tensorflow():
     return found
 
 
-@pytest.mark.parametrize("precision", list(GENTLE))
-@pytest.mark.parametrize("layout", ["two", "eight", "tensorflow"])
-def test_devices_do_not_change_losses_and_weights(layout, precision, one, request):
+@pytest.mark.parametrize(("layout", "recipe"), [
+    *[("two", recipe) for recipe in RUN_ON[2]], *[("eight", recipe) for recipe in RUN_ON[8]],
+    *[("tensorflow", recipe) for recipe in GENTLE],
+])
+def test_neither_devices_nor_backend_change_losses_and_weights(layout, recipe, one, request):
     other = request.getfixturevalue(layout)
-    one = np.load(one / f"{precision}.npz")
-    other = other[precision] if layout == "tensorflow" else np.load(other / f"{precision}.npz")
-    first, early, late = {"float32": (1e-6, 1e-4, 1e-3), "bfloat16": (1e-2, 3e-2, 0.1)}[precision]
+    one = np.load(one / f"{recipe}.npz")
+    other = other[recipe] if layout == "tensorflow" else np.load(other / f"{recipe}.npz")
+    first, early, late = (1e-2, 3e-2, 0.1) if recipe == "bfloat16" else (1e-6, 1e-4, 1e-3)
     for steps, tolerance in ((1, first), (3, early), (STEPS, late)):
         np.testing.assert_allclose(other["losses"][:steps], one["losses"][:steps], rtol=tolerance)
     names = [name for name in one.files if name != "losses"]
@@ -111,6 +113,8 @@ def two(runs, tiny):
         "local_bn": [*tiny, "--global_bn=False", f"--model_dir={folder}/refused"],
         "gpu": [*tiny, "--strategy=gpu", f"--model_dir={folder}/refused"],
         "tpu_name": [*tiny, "--tpu_name=mine", f"--model_dir={folder}/refused"],
+        "float16": [*tiny, "--precision=mixed_float16", f"--model_dir={folder}/refused"],
+        "fused_bn": [*tiny, "--fused_bn", f"--model_dir={folder}/refused"],
         "odd_batch": [*tiny, "--train_batch_size=15", f"--model_dir={folder}/refused"],
     }
     (folder / "commands.json").write_text(json.dumps(list(commands.values())))
@@ -163,6 +167,8 @@ def test_a_released_checkpoint_is_fine_tuned(two, results, runs, tmp_path):
     ("local_bn", "--global_bn=False with 2 devices"),
     ("gpu", "JAX has no GPU here. There is: 2 CPU"),
     ("tpu_name", "--tpu_name and --master are TensorFlow's"),
+    ("float16", "no scaling of the loss"),
+    ("fused_bn", "--fused_bn chooses a kernel of TensorFlow's"),
     ("odd_batch", "--train_batch_size must be a multiple of the number of replicas, 2"),
 ])
 def test_what_is_not_there_is_said_at_start(command, words, results):

@@ -26,7 +26,7 @@ from simclr_tf.jax_step import CompiledStep
 from simclr_tf.model import named_variables
 from tests.golden.fill import fill
 from tests.golden.recorded import training_batch
-from tests.jax.cases import ARCHITECTURES, GENTLE, STEPS, TRAJECTORIES
+from tests.jax.cases import ARCHITECTURES, GENTLE, RUN_ON, STEPS, TRAJECTORIES
 
 
 def golden(folder):
@@ -41,9 +41,13 @@ def golden(folder):
 
 
 def devices(folder):
-    """Ten steps of a recipe that does not amplify rounding, in each precision, on all devices of this process."""
-    for name, flags in GENTLE.items():
-        config = Config.from_flags(flags)
+    """Ten steps of recipes that do not amplify rounding, on all devices of this process."""
+    count = len(jax.devices())
+    for name in RUN_ON[count]:
+        config = Config.from_flags(GENTLE[name])
+        rows = np.arange(config.train_batch_size)
+        if config.micro_batch_size:  # its pieces, whose statistics are their own, are to hold the same images
+            rows = rows.reshape(-1, count, config.micro_batch_size // count).swapaxes(0, 1).ravel()
         model = make_model(config, 10, initialize=False)
         set_from_tf1(model, fill)
         optimizer = make_optimizer(config, model, 160)
@@ -53,8 +57,8 @@ def devices(folder):
         losses = []
         for k in range(STEPS):
             images, labels = training_batch(k, config.train_batch_size, config.image_size, True)
-            batch = on.share_out({"images": images, "labels": labels})
-            assert len(batch["images"].sharding.device_set) == len(jax.devices())
+            batch = on.share_out({"images": images[rows], "labels": labels[rows]})
+            assert len(batch["images"].sharding.device_set) == count
             donated = values[0][0]
             values, terms, _ = step(values, constant, batch["images"], batch["labels"])
             assert donated.is_deleted()
