@@ -98,6 +98,10 @@ class Config:
         False, "Running", "Send numbers and pictures of the run to Weights & Biases as well; project and account as "
         "the WANDB_ environment variables say.", resumable=True,
     )
+    nan_policy: str = option(
+        "stop", "Running", "At a step whose loss or gradients are not finite: stop before its update, or skip it.",
+        choices=("stop", "skip"), resumable=True,
+    )
     train_summary_steps: int = option(
         100, "Running", "Steps between progress lines and training summaries; 0 writes them at checkpoints only.",
         at_least=0, resumable=True,
@@ -414,6 +418,10 @@ class Config:
     strategy: str = option(
         "auto", "Devices", "How to use the devices; auto takes a TPU, else all GPUs, else the CPU.",
         choices=("auto", "cpu", "gpu", "mirrored", "multi_worker", "tpu"), resumable=True,
+    )
+    deterministic: bool | None = option(
+        None, "Devices", "Only kernels that give the same numbers each time. On a CPU runs repeat bit for bit without "
+        "it; on a GPU it costs speed (docs/reliability.md).", resumable=True,
     )
     use_tpu: bool | None = option(
         None, "Devices", "Whether to run on TPU; by default if there is one.", resumable=True,

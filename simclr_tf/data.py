@@ -317,6 +317,11 @@ class Feed:
         """The batches from a step on (a worker's rows of them), without the images known to be bad."""
         return self._make(start_step, frozenset(self.bad), worker, num_workers)
 
+    def ids(self, step: int) -> list[str]:
+        """Where the examples of a step's batch come from, for people; batches are numbered from 0."""
+        instead = _replacements(self.source, self.bad) if self.bad else {}
+        return self.source.ids(instead.get(index, index) for index in self._indices(step))
+
     def recover(self, error: tf.errors.OpError, step: int, steps: int = 1) -> tf.data.Dataset:
         """Batches from `step` on, after drawing one failed.
 

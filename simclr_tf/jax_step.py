@@ -48,7 +48,11 @@ class CompiledStep:
         if config.micro_batch_size:
             encode = functools.partial(encode_in_pieces, devices=devices)
 
-        def step(values, constant, images, labels):
+        skips = config.nan_policy == "skip"
+        iterations = next(i for i, v in enumerate(self._optimizer) if v is optimizer.iterations)
+
+        def step(values, going, constant, images, labels):
+            old = values
             trained, others, of_optimizer = values
 
             def loss(trained):
@@ -67,7 +71,12 @@ class CompiledStep:
             trained, of_optimizer = (
                 [scope.get_current_value(v) for v in variables] for variables in (self._trained, self._optimizer)
             )
-            return (trained, others, of_optimizer), terms, metrics
+            finite = jnp.stack([jnp.isfinite(tensor).all() for tensor in (terms["total"], *gradients)]).all()
+            updates = going & finite
+            new = jax.tree.map(lambda n, o: jnp.where(updates, n, o), (trained, others, of_optimizer), old)
+            if skips:
+                new[2][iterations] = of_optimizer[iterations]
+            return new, updates if not skips else going, terms, metrics, finite
 
         self._step = jax.jit(step, donate_argnums=0, out_shardings=devices.everywhere)
 
@@ -86,9 +95,13 @@ class CompiledStep:
         constant = [jax.device_put(v.value, self.devices.everywhere) for v in self._constant]
         return (values[:n], values[n:m], values[m:]), constant
 
-    def __call__(self, values, constant, images, labels):
-        """The new values, the loss terms and the metrics; the old values are gone."""
-        return self._step(values, constant, images, labels)
+    def __call__(self, values, going, constant, images, labels):
+        """One update, if `going` and loss and gradients are finite.
+
+        Returns:
+          The new values (the old ones are gone), whether to go on, the loss terms, the metrics, and bool []: finite.
+        """
+        return self._step(values, going, constant, images, labels)
 
     def end(self, values: tuple) -> None:
         """Puts `values` into the variables."""
@@ -120,7 +133,7 @@ def update(model, optimizer, images, labels, config, teacher=None) -> tuple[dict
     step = _one_device_step(model, optimizer, config, teacher)
     values, constant = step.begin()
     labels = None if labels is None else np.asarray(labels)
-    values, terms, metrics = step(values, constant, np.asarray(images), labels)
+    values, _, terms, metrics, _ = step(values, True, constant, np.asarray(images), labels)
     step.end(values)
     return terms, metrics
 
@@ -128,7 +141,9 @@ def update(model, optimizer, images, labels, config, teacher=None) -> tuple[dict
 def make_loop(
     model: SimCLR, optimizer, config: Config, devices: JaxDevices, teacher, row: Callable,
 ) -> Callable[[Iterator, int], np.ndarray]:
-    """`run_steps(iterator, n) -> float32 [n, metrics]`: n updates without waiting for one of them.
+    """`run_steps` of `training.make_loop`: n updates without waiting for one of them.
+
+    After a step that is not finite the others change nothing, where `--nan_policy=stop`, and are not told of.
 
     Args:
       row: (terms, metrics) of a step -> float32 [metrics], to which the seconds spent waiting for images are added.
@@ -139,20 +154,25 @@ def make_loop(
 
     def run_steps(iterator, n):
         values, constant = step.begin()
-        rows, waits = [], []
+        rows, waits, finite, going = [], [], [], True
         try:
             for _ in range(n):
                 asked = time.perf_counter()
                 batch = next(iterator)
                 waits.append(time.perf_counter() - asked)
                 batch = devices.share_out({name: batch[name] for name in ("images", "labels")})
-                values, terms, metrics = step(
-                    values, constant, batch["images"], batch["labels"] if supervised else None
+                values, going, terms, metrics, sound = step(
+                    values, going, constant, batch["images"], batch["labels"] if supervised else None
                 )
                 rows.append(row(terms, metrics))
+                finite.append(sound)
         finally:
             step.end(values)  # also where a batch cannot be drawn: the steps before it are done and stay
-        return np.column_stack([np.stack(jax.device_get(rows)), np.asarray(waits, np.float32)])
+        rows = np.column_stack([np.stack(jax.device_get(rows)), np.asarray(waits, np.float32)])
+        finite = np.stack(jax.device_get(finite))
+        if config.nan_policy == "stop" and not finite.all():
+            n = int(np.argmin(finite)) + 1
+        return rows[:n], finite[:n]
 
     return run_steps
 

@@ -88,17 +88,45 @@ def update(model, optimizer, images, labels, config, teacher=None) -> tuple[dict
         from simclr_tf import jax_step
 
         return jax_step.update(model, optimizer, images, labels, config, teacher)
-    trained = [item.variable for item in trainable(model)]
-    values = [variable.value for variable in trained]
+    gradients, terms, metrics = compute_gradients(model, optimizer, images, labels, config, teacher)
+    apply_gradients(model, optimizer, gradients)
+    return terms, metrics
+
+
+def compute_gradients(model, optimizer, images, labels, config, teacher=None) -> tuple[dict, dict, dict]:
+    """Gradients of this replica's part of the loss by the variables' names, the loss terms and the metrics.
+
+    Layers that do not take part (a projection head that fine-tuning leaves out) have no gradient.
+    """
+    trained = trainable(model)
     if config.micro_batch_size:
         from simclr_tf.gradient_caching import pretraining_gradients as gradients_of
     else:
         gradients_of = _gradients
+    values = [item.variable.value for item in trained]
     gradients, terms, metrics = gradients_of(model, optimizer, values, images, labels, config, teacher)
-    # Layers that do not take part (a projection head that fine-tuning leaves out) have no gradient.
-    pairs = [(g, variable) for g, variable in zip(gradients, trained, strict=True) if g is not None]
+    named = {item.name: g for item, g in zip(trained, gradients, strict=True) if g is not None}
+    return named, terms, metrics
+
+
+def apply_gradients(model: SimCLR, optimizer: keras.optimizers.Optimizer, gradients: dict) -> None:
+    """One update of the variables that have a gradient."""
+    pairs = [(gradients[item.name], item.variable) for item in trainable(model) if item.name in gradients]
     optimizer.apply_gradients(pairs)
-    return terms, metrics
+
+
+def all_finite(optimizer, terms: dict, gradients: dict) -> tf.Tensor:
+    """bool []: neither the loss nor a gradient is infinite or NaN.
+
+    Where float16's loss is scaled, gradients overflow now and then: the optimizer leaves out such steps by itself.
+    """
+    looked_at = [terms["total"], *(() if isinstance(optimizer, LossScaling) else gradients.values())]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in looked_at])
+
+
+def moving_statistics(model: SimCLR) -> dict[str, keras.Variable]:
+    """The variables that the forward pass of training changes, by name."""
+    return {item.name: item.variable for item in named_variables(model) if item.is_norm and not item.variable.trainable}
 
 
 def _gradients(model, optimizer, values, images, labels, config, teacher):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ import tensorflow as tf
 
 from simclr_tf.config import Config
 from simclr_tf.errors import ConfigError, DeviceError, WorkerError
+
+log = logging.getLogger(__name__)
 
 COLLECTIVES_PER_STRATEGY = 100_000
 ON_JAX = keras.config.backend() == "jax"  # the devices are then a `jax_devices.JaxDevices`
@@ -78,6 +81,27 @@ def one_device() -> tf.distribute.Strategy:
 
         return jax_devices.one()
     return tf.distribute.get_strategy()
+
+
+def set_determinism(config: Config) -> None:
+    """Makes TensorFlow use deterministic kernels only, for the rest of the process, where `config` asks for it.
+
+    A CPU needs no such thing: order and augmentation are functions of seed, epoch and example, batches are drawn in
+    order, and its kernels add in a fixed order. (Asked for nevertheless, it also makes decoding sequential.)
+
+    Raises:
+      ConfigError: on JAX, whose kernels are chosen before it is imported.
+    """
+    if not config.deterministic:
+        return
+    if ON_JAX:
+        raise ConfigError(
+            "--deterministic is for TensorFlow's kernels. Received: --deterministic=True with KERAS_BACKEND=jax. Drop "
+            "it; on a GPU set the environment variable XLA_FLAGS=--xla_gpu_deterministic_ops=true instead."
+        )
+    log.info("Deterministic kernels: a run gives the same numbers each time, more slowly; images are decoded one by "
+             "one (docs/reliability.md)")
+    tf.config.experimental.enable_op_determinism()
 
 
 @functools.cache

@@ -19,7 +19,15 @@ from simclr_tf.errors import CheckpointError, ConfigError, DataError
 from simclr_tf.interrupts import Interrupts
 from simclr_tf.lock import training_lock
 from simclr_tf.model import SimCLR, make_model
-from simclr_tf.step import make_optimizer, make_schedule, update
+from simclr_tf.nonfinite import Guard
+from simclr_tf.step import (
+    all_finite,
+    apply_gradients,
+    compute_gradients,
+    make_optimizer,
+    make_schedule,
+    moving_statistics,
+)
 from simclr_tf.strategy import (
     ON_JAX,
     describe,
@@ -28,6 +36,7 @@ from simclr_tf.strategy import (
     lost_worker,
     make_strategy,
     of_all_workers,
+    set_determinism,
 )
 from simclr_tf.summaries import INPUT_WAIT, Progress, Summaries
 
@@ -58,6 +67,7 @@ def train_then_eval(config: Config) -> dict:
 def _train(config: Config):
     strategy = make_strategy(config)  # first: several workers join before TensorFlow computes anything
     log.info("Devices: %s", describe(strategy, config))
+    set_determinism(config)
     make_folder(config.model_dir)
     source = data.open_training_source(config)
     log.info("Training data: %s", source.describe())
@@ -99,6 +109,7 @@ def _train_locked(config: Config, strategy: tf.distribute.Strategy, source):
     summaries = Summaries(config.model_dir, step, tracking.open_run(config)) if chief else None
     progress = Progress(step, total, config.train_batch_size, config.epoch_steps(source.num_examples))
     intervals = _intervals(config, source.num_examples)
+    guard = Guard(config, feed, tags, writes=chief)
     pending: list[np.ndarray] = []  # rows of metrics since the last summary
 
     with Interrupts() as interrupts:
@@ -107,8 +118,7 @@ def _train_locked(config: Config, strategy: tf.distribute.Strategy, source):
             until = min(until, step + _steps_per_loop(config, strategy))
             started = time.perf_counter()
             try:
-                rows = run_steps(iterator, until - step)
-                step = until
+                rows, finite = run_steps(iterator, until - step)
                 stop = max(of_all_workers(strategy, interrupts.signal or 0))
             except tf.errors.OpError as error:
                 if lost := lost_worker(error):
@@ -118,13 +128,15 @@ def _train_locked(config: Config, strategy: tf.distribute.Strategy, source):
                 feed.recover(error, step)
                 iterator = iterator_from(step)
                 continue
+            guard.check(step, rows, finite)
+            step = until
             if chief:
-                pending.append(rows)
+                pending.append(rows[finite])
             progress.advance(step, time.perf_counter() - started, float(rows[:, tags.index(INPUT_WAIT)].sum()))
 
             due = {name for name, every in intervals.items() if every and step % every == 0}
             ending = step == total or stop
-            if chief and (ending or due & {"summary", "checkpoint"}):
+            if chief and (ending or due & {"summary", "checkpoint"}) and any(map(len, pending)):
                 values = dict(zip(tags, np.concatenate(pending).mean(0).tolist(), strict=True))
                 values["learning_rate"] = float(schedule(step))
                 values["images_per_second"] = progress.images_per_second
@@ -156,7 +168,12 @@ def _check_begin_together(strategy: tf.distribute.Strategy, step: int) -> None:
 
 
 def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.Strategy, teacher=None):
-    """A compiled `run_steps(iterator, n) -> array float32 [n, metrics]` and the TensorBoard tags of the metrics."""
+    """A compiled loop of training steps, and the TensorBoard tags of its metrics.
+
+    Returns:
+      `run_steps(iterator, n) -> float32 [m, metrics], bool [m]`: the metrics of m steps, and in which of them loss and
+      gradients were finite. The others made no update; m is n, or less where `--nan_policy=stop` broke off.
+    """
     tags = ["train/total_loss", "train/weight_decay"]
     if config.train_mode == "pretrain":
         tags += ["train/contrast_loss", "train/contrast_acc", "train/contrast_entropy"]
@@ -180,20 +197,38 @@ def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.
 
         return jax_step.make_loop(model, optimizer, config, strategy, teacher, row), tags
 
+    skips = config.nan_policy == "skip"
+
     @tf.autograph.experimental.do_not_convert
-    def one_step(batch):
-        return row(*update(
+    def look(batch):
+        # A skipped step leaves no trace in the moving statistics, which the forward pass changes.
+        before = {name: tf.identity(v.value) for name, v in moving_statistics(model).items()} if skips else {}
+        gradients, terms, metrics = compute_gradients(
             model, optimizer, batch["images"], batch["labels"] if supervised else None, config, teacher
-        ))
+        )
+        finite = all_finite(optimizer, terms, gradients)
+        return row(terms, metrics), gradients, before, tf.cast(~finite, tf.float32)
+
+    @tf.autograph.experimental.do_not_convert
+    def learn(gradients):
+        apply_gradients(model, optimizer, gradients)
+
+    @tf.autograph.experimental.do_not_convert
+    def undo(before):
+        for name, variable in moving_statistics(model).items():
+            variable.assign(before[name])
+        optimizer.iterations.assign_add(1)
 
     if config.jit_compile:
-        one_step = tf.function(one_step, jit_compile=True, autograph=False)
+        look, learn = (tf.function(part, jit_compile=True, autograph=False) for part in (look, learn))
 
     @tf.function
     def compiled(iterator, n):
         rows = tf.TensorArray(tf.float32, n, element_shape=[len(tags)])
+        sound = tf.TensorArray(tf.bool, n, element_shape=[])
         values = tf.zeros([len(tags) - 1])
-        for i in tf.range(n):
+        i, going = 0, True
+        while going and i < n:
             with tf.control_dependencies([values]):  # asked for when the step before is done
                 asked = tf.timestamp()
             with tf.control_dependencies([asked]):
@@ -201,13 +236,23 @@ def make_loop(model: SimCLR, optimizer, config: Config, strategy: tf.distribute.
             # Nothing else keeps the step counter from being raised before a batch that then cannot be drawn.
             with tf.control_dependencies(tf.nest.flatten(strategy.experimental_local_results(batch))):
                 waited = tf.cast(tf.timestamp() - asked, tf.float32)
-                values = strategy.run(one_step, (batch,))
+                values, gradients, before, bad = strategy.run(look, (batch,))
+            # All replicas, of all workers, decide the same.
+            finite = strategy.reduce(tf.distribute.ReduceOp.SUM, bad, axis=None) == 0
+            if finite:
+                strategy.run(learn, (gradients,))
+            elif skips:
+                strategy.run(undo, (before,))
+            else:
+                going = False
             values = strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None)
             rows = rows.write(i, tf.concat([values, [waited]], 0))
-        return rows.stack()
+            sound = sound.write(i, finite)
+            i += 1
+        return rows.stack()[:i], sound.stack()[:i]
 
     def run_steps(iterator, n):
-        return compiled(iterator, tf.constant(n)).numpy()
+        return tuple(result.numpy() for result in compiled(iterator, tf.constant(n)))
 
     return run_steps, tags
 

@@ -60,7 +60,7 @@ def devices(folder):
             batch = on.share_out({"images": images[rows], "labels": labels[rows]})
             assert len(batch["images"].sharding.device_set) == count
             donated = values[0][0]
-            values, terms, _ = step(values, constant, batch["images"], batch["labels"])
+            values, _, terms, _, _ = step(values, True, constant, batch["images"], batch["labels"])
             assert donated.is_deleted()
             losses.append(float(terms["total"]))
         step.end(values)
