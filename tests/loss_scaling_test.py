@@ -72,9 +72,13 @@ def test_a_step_in_float16_is_near_that_in_float32():
         model = make_model(config, None)
         before = model.resnet.layers[0].kernel.numpy()
         optimizer = make_optimizer(config, model, 100)
-        terms = train_step(model, optimizer, images, None, config)
+        for _ in range(8):  # the first scales are too large, and their steps are skipped
+            terms = train_step(model, optimizer, images, None, config)
+            move = model.resnet.layers[0].kernel.numpy() - before
+            if move.any():
+                break
         assert terms["total"].dtype == tf.float32
-        moves[precision] = model.resnet.layers[0].kernel.numpy() - before, float(terms["total"])
+        moves[precision] = move, float(terms["total"])
         assert ("optimizer/loss_scale" in training_state(model, optimizer)) == (precision == "mixed_float16")
     (exact, loss), (half, half_loss) = moves.values()
     assert half_loss == pytest.approx(loss, rel=0.02)
