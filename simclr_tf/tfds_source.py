@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 HOLD_BYTES = 2 << 30  # splits up to this size are held in memory
 SHUFFLE_RECORDS = 16384  # records in the shuffle buffer of a streamed split; 1.8 GB for ImageNet
 OPEN_SHARDS = 16  # shards read at once while streaming
+UNEVENNESS = 1.02  # how much larger than the smallest the largest stream of a split may be
 
 
 def open_tfds(name: str, split: str, data_dir: str | None, *, hold: bool = False, download: bool = True) -> Source:
@@ -208,7 +209,11 @@ class StreamedSource(Source):
     """A split too large to be held: read from its shards, in an order that is a pure function of (seed, epoch).
 
     Elements carry their serialized record, parsed in `fetch`. Beginning inside an epoch reads past that epoch's earlier
-    records (without decoding them); each of several workers reads all records and decodes its own.
+    records, without decoding them.
+
+    The files are dealt out to up to `OPEN_SHARDS` streams, each of which fills the same rows of every batch and goes
+    through its own files epoch by epoch. How many there are follows from the files and the batch, never from the
+    workers: so batches are the same for any number of workers, and each one reads the files of its own rows only.
     """
 
     shards: tuple[_Shard, ...] = ()
@@ -235,26 +240,50 @@ class StreamedSource(Source):
         records = tf.data.TFRecordDataset(path, buffer_size=1 << 20).skip(skip).take(take)
         return records.enumerate().map(lambda i, record: {"index": start + i, "record": record})
 
+    def streams(self, batch: int) -> int:
+        """Into how many streams the files are dealt out: a power of two that divides the batch; 1 if they are few."""
+        count = OPEN_SHARDS
+        while count > 1:
+            sizes = [sum(s.take for s in self.shards[i::count]) for i in range(count)]
+            if batch % count == 0 and 0 < max(sizes) <= UNEVENNESS * min(sizes):
+                return count
+            count //= 2
+        return 1
+
     def shuffled(self, seed, step, batch, begin, end):
-        n, num_shards = self.num_examples, len(self.shards)
+        count = self.streams(batch)
+        rows = batch // count
+        first, last = begin // rows, -(-end // rows)  # the streams that fill rows begin to end
+        parts = [self._stream(seed, i, count, step * rows).prefetch(rows) for i in range(first, last)]
+        width = len(parts) * rows
+        turns = tf.data.Dataset.range(tf.int64.max).map(lambda k: k % width // rows)
+        records = parts[0] if len(parts) == 1 else tf.data.Dataset.choose_from_datasets(parts, turns)
+        if width > end - begin:  # a stream whose rows are not all this worker's
+            low, high = begin - first * rows, end - first * rows
+            records = records.enumerate().filter(lambda i, _: (i % width >= low) & (i % width < high))
+            records = records.map(lambda _, element: element)
+        return records
+
+    def _stream(self, seed: tf.Tensor, number: int, count: int, start: int) -> tf.data.Dataset:
+        """The examples of every `count`-th file, shuffled, epoch after epoch, from the `start`-th on."""
+        mine = list(range(number, len(self.shards), count))
+        n = sum(self.shards[i].take for i in mine)
+        if count > 1:
+            seed = tf.random.fold_in(seed, number, alg="philox")
 
         def one_epoch(epoch):
             epoch_seed = tf.random.fold_in(seed, epoch, alg="philox")
-            order = tf.random.experimental.index_shuffle(tf.range(num_shards), epoch_seed, num_shards - 1)
-            records = tf.data.Dataset.from_tensor_slices(order).interleave(
-                self._shard_records, cycle_length=OPEN_SHARDS, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            order = tf.random.experimental.index_shuffle(tf.range(len(mine)), epoch_seed, len(mine) - 1)
+            records = tf.data.Dataset.from_tensor_slices(tf.gather(mine, order)).interleave(
+                self._shard_records, cycle_length=OPEN_SHARDS // count, num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
             )
             records = records.shuffle(
-                min(n, SHUFFLE_RECORDS), seed=tf.cast(epoch_seed[0], tf.int64), reshuffle_each_iteration=False
+                min(n, SHUFFLE_RECORDS // count), seed=tf.cast(epoch_seed[0], tf.int64), reshuffle_each_iteration=False
             )
             return records.map(lambda element: element | {"epoch": epoch})
 
-        first = step * batch
-        records = tf.data.Dataset.range(first // n, tf.int64.max).flat_map(one_epoch).skip(first % n)
-        if (begin, end) != (0, batch):
-            records = records.enumerate().filter(lambda i, _: (i % batch >= begin) & (i % batch < end))
-            records = records.map(lambda _, element: element)
-        return records
+        return tf.data.Dataset.range(start // n, tf.int64.max).flat_map(one_epoch).skip(start % n)
 
     def in_order(self, first, padding):
         shards = tf.data.Dataset.range(len(self.shards))

@@ -1,16 +1,19 @@
 """Batches: order, resume, workers, labelled subsets, evaluation's padding, and unreadable images."""
 
 import itertools
+import os
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from simclr_tf import data, sources, tfds_source
 from simclr_tf.config import Config
 from simclr_tf.errors import DataError
-from tests.sources_test import tiny  # noqa: F401  (a fixture)
+from tests.sources_test import TinySet, tiny  # noqa: F401  (a fixture)
 
 
 def config(**options) -> Config:
@@ -67,6 +70,44 @@ def test_workers_rows_make_the_whole_batch(source):
     whole = draw(data.train_batches(source, config(), 1), 4)
     parts = [draw(data.train_batches(source, config(), 1, worker=w, num_workers=3), 4) for w in range(3)]
     assert_same(whole, {k: np.concatenate([part[k] for part in parts], axis=1) for k in whole})
+
+
+@pytest.fixture(scope="module")
+def four_files(tmp_path_factory):
+    """60 examples in four files of 15."""
+    data_dir = tmp_path_factory.mktemp("four_files")
+    tfds.disable_progress_bar()
+    TinySet(data_dir=data_dir).download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=4))
+    return str(data_dir)
+
+
+def test_files_are_shared_out_among_workers(four_files, monkeypatch, tmp_path):
+    """Batches are those of one worker, for any number of them; of two, each reads half of the files."""
+    monkeypatch.setattr(tfds_source, "HOLD_BYTES", 0)
+
+    def opened(data_dir):
+        return data.open_source(config(dataset="tiny_set", data_dir=data_dir), "train")
+
+    source = opened(four_files)
+    assert source.streams(8) == 4 and source.streams(6) == 2 and source.streams(7) == 1
+    whole = draw(data.train_batches(source, config(), 3), 15)
+    for workers in (2, 3, 4):
+        parts = [
+            draw(data.train_batches(source, config(), 3, worker=w, num_workers=workers), 15) for w in range(workers)
+        ]
+        assert_same(whole, {k: np.concatenate([part[k] for part in parts], axis=1) for k in whole})
+    # Two rows of each stream a batch: 15 batches are two epochs of each.
+    index = draw(data.train_batches(source, config(), 0), 15)["index"].ravel()
+    assert np.bincount(index).tolist() == [2] * 60
+
+    half = tmp_path / "half"
+    shutil.copytree(four_files, half)
+    source = opened(str(half))
+    for path in [shard.path for shard in source.shards][1::4] + [shard.path for shard in source.shards][0::4]:
+        os.remove(path)  # of the first worker's streams, 0 and 1
+    draw(data.train_batches(source, config(), 0, worker=1, num_workers=2), 15)
+    with pytest.raises(tf.errors.NotFoundError):
+        draw(data.train_batches(source, config(), 0, worker=0, num_workers=2), 1)
 
 
 def test_training_batches(source):
