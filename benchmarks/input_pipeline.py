@@ -14,7 +14,7 @@ from benchmarks.alternating import Worker, alternate, arguments, goal, rates, ra
 CASES = (dict(dataset="cifar10", image_size=32, train_batch_size=256),
          dict(dataset="stanford_dogs", image_size=224, train_batch_size=64))
 GOALS = {32: 3.0, 224: 2.0}
-SECONDS = 8  # of a measurement, roughly
+SECONDS = 6  # of a measurement, roughly
 
 
 def main(argv=None) -> list[dict]:
