@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 EXTRA ?= cpu
 INSTALLED := $(VENV)/installed-$(EXTRA)
 
-.PHONY: demo test test-long lint benchmarks clean
+.PHONY: demo test test-long faults lint benchmarks clean
 
 $(INSTALLED): setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "simclr_tf needs Python 3.11 or newer")'
@@ -21,6 +21,12 @@ lint: $(INSTALLED)
 
 test: lint
 	$(RUN) -m pytest -m 'not long' -n 2 --dist=loadfile
+
+# Every fault that was thought of, 20 rounds of SIGKILL among them, and the table of them for docs/reliability.md.
+faults: $(INSTALLED)
+	FAULT_TABLE=docs/faults.md $(RUN) -m pytest -p tests.faults.table -n 2 --dist=loadfile tests/faults \
+	  tests/nonfinite_test.py tests/lock_test.py tests/checkpoint_test.py tests/doctor_test.py \
+	  tests/released_faults_test.py tests/released_test.py tests/download_test.py
 
 test-long: lint
 	$(RUN) -m pytest -n 2 --dist=loadfile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import logging
 import os
@@ -12,7 +13,7 @@ import traceback
 
 from simclr_tf import options
 from simclr_tf.config import Config
-from simclr_tf.errors import ConfigError, SimclrError
+from simclr_tf.errors import ConfigError, DeviceError, SimclrError, StorageError
 
 # mode -> (module, function), imported when asked for: TensorFlow takes seconds to import and --help does not need it.
 MODES = {
@@ -27,6 +28,7 @@ MODES = {
 }
 BASELINE = ("simclr_tf.baseline", "train_then_eval")  # a frozen network of Keras's has a training of its own
 BACKENDS = ("tensorflow", "jax")  # of Keras; the choice is the environment variable KERAS_BACKEND
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)  # whoever wrote last
 REPORTED = ("train", "train_then_eval", "eval")  # modes that end with a report.html; the demo writes its own
 
 
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         explained = _explain(error)
         if explained:
             print(f"simclr-tf: {explained}", file=sys.stderr)
-            return 2
+            return explained.exit_code
         traceback.print_exc()
         print("simclr-tf: this is a bug in simclr_tf; please report it with the lines above", file=sys.stderr)
         return 1
@@ -71,6 +73,10 @@ def _run(config: Config) -> None:
 
         print(catalog.table_text())
         return
+    if config.mode == "doctor":
+        from simclr_tf.doctor import doctor
+
+        return doctor(config)
     if config.model_dir is None:
         raise ConfigError(f"--mode={config.mode} needs a folder for the run. Add --model_dir=runs/<name>.")
     config = dataclasses.replace(config, model_dir=os.path.expanduser(config.model_dir))
@@ -147,12 +153,16 @@ def _lost_worker(error: Exception) -> SimclrError | None:
     return strategy.lost_worker(error) if strategy else None
 
 
-def _explain(error: Exception) -> str | None:
+def _explain(error: Exception) -> SimclrError | None:
     """What a user can do about `error`, or None if it is a bug of ours."""
+    text = str(error).splitlines()[0] if str(error) else "an allocation failed"
+    if getattr(error, "errno", None) in NOT_WRITABLE or any(os.strerror(code) in text for code in NOT_WRITABLE):
+        return StorageError(f"storage: {text}. Make room, or use a folder that can be written.")
     if type(error).__name__ == "ResourceExhaustedError" or isinstance(error, MemoryError):
-        return (
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'an allocation failed'}. Lower "
-            "--train_batch_size or --eval_batch_size, --image_size, --width_multiplier or --resnet_depth, or use "
-            "--precision=mixed_bfloat16."
+        return DeviceError(
+            f"out of memory: {text}. Lower --train_batch_size or --eval_batch_size, --image_size, --width_multiplier "
+            "or --resnet_depth, or use --precision=mixed_bfloat16."
         )
+    if type(error).__name__ == "UnimplementedError" and "eterministic" in text:
+        return DeviceError(f"no deterministic kernel: {text}. Drop --deterministic.")
     return None

@@ -53,7 +53,7 @@ class Config:
     mode: str = option(
         "train", "Running", "What to do.", resumable=True,
         choices=("train", "eval", "train_then_eval", "probe", "embed", "predict", "export", "compare", "demo", "study",
-                 "list_checkpoints"),
+                 "list_checkpoints", "doctor"),
     )
     train_mode: str = option(
         "pretrain", "Running", "Objective and trainable parts: contrastive pretraining, supervised fine-tuning, "
@@ -75,6 +75,7 @@ class Config:
         False, "Running", "Print the resolved configuration, model size, which variables decay and adapt, and steps; "
         "then stop.", resumable=True,
     )
+    json: bool = option(False, "Running", "In --mode=doctor, print JSON.", resumable=True)
     checkpoint_epochs: int = option(
         1, "Running", "Number of epochs between checkpoints.", at_least=1, resumable=True,
     )

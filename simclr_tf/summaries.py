@@ -11,7 +11,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf.errors import StorageError
+from simclr_tf.checkpoint import storage_error
 from simclr_tf.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -41,25 +41,35 @@ class Summaries:
                 file.write("".join(json.dumps(line) + "\n" for line in kept))
             self._writer = tf.summary.create_file_writer(model_dir)
         except (OSError, tf.errors.OpError) as error:
-            raise StorageError(f"Could not write to {model_dir}: {error}") from error
+            raise storage_error(error, f"to {model_dir}") from error
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes `values`, TensorBoard tag -> number, at `step`."""
-        with tf.io.gfile.GFile(self._path, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        with self._writer.as_default():
-            for tag, value in values.items():
-                tf.summary.scalar(tag, value, step=step)
-        self._writer.flush()
+        """Writes `values`, TensorBoard tag -> number, at `step`.
+
+        Raises:
+          StorageError: they cannot be written.
+        """
+        try:
+            with tf.io.gfile.GFile(self._path, "a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            with self._writer.as_default():
+                for tag, value in values.items():
+                    tf.summary.scalar(tag, value, step=step)
+            self._writer.flush()
+        except (OSError, tf.errors.OpError) as error:
+            raise storage_error(error, f"summaries to {self._path}") from error
         if self._tracker:
             self._tracker.scalars(step, values)
 
     def views(self, step: int, images: np.ndarray) -> None:
         """Writes a picture of the first images [n, S, S, 3k]: a column each, their k views below each other."""
         picture = grid(images)
-        with self._writer.as_default():
-            tf.summary.image("image", picture[None], step=step)
-        self._writer.flush()
+        try:
+            with self._writer.as_default():
+                tf.summary.image("image", picture[None], step=step)
+            self._writer.flush()
+        except (OSError, tf.errors.OpError) as error:
+            raise storage_error(error, f"summaries to {self._path}") from error
         if self._tracker:
             self._tracker.picture(step, picture)
 

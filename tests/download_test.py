@@ -140,6 +140,7 @@ def test_a_later_process_goes_on_unless_the_file_has_changed(server, tmp_path, m
     assert "bytes=1000-" in [r[1] for r in server.requests]
 
 
+@pytest.mark.fault("downloaded file with another checksum", "exit 3 naming the file")
 @pytest.mark.parametrize("damage", ["one byte", "truncated"])
 def test_files_are_checked_against_their_record(server, tmp_path, damage):
     released.load(NAME, folder=tmp_path)
@@ -152,6 +153,7 @@ def test_files_are_checked_against_their_record(server, tmp_path, damage):
     assert_filled(released.load(NAME, folder=tmp_path))
 
 
+@pytest.mark.fault("downloaded file with another checksum", "exit 3 naming the file")
 def test_the_servers_md5_is_checked(server, tmp_path):
     server.md5[TF1 + ".index"] = base64.b64encode(b"0" * 16).decode()
     with pytest.raises(CheckpointError, match="arrived damaged"):

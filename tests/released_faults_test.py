@@ -206,6 +206,8 @@ def given(tmp_path, monkeypatch):
     return given
 
 
+@pytest.mark.fault("`--checkpoint` truncated, damaged, mixed up, renamed; pickle, object arrays, Lambda layer; archive "
+                   "with `..`, absolute paths, links, devices, bombs", "exit 3 with the cause; nothing written or run")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_named_and_leaves_no_trace(tmp_path, given, fault):
     path, cause = given(fault)
