@@ -3,7 +3,8 @@
     python -m benchmarks.load_checkpoint [architecture ...]      # default: r50_1x_sk0; the large one is r152_3x_sk1
 
 Writes checkpoints of the architecture in every format whose names are recorded, and loads each three times, each in
-a process of its own, after TensorFlow is imported: median seconds, and the largest memory. Memory is the highest
+a process of its own, after TensorFlow is imported: the fastest's seconds and its processor's seconds (which a busy
+machine hardly changes), and the largest memory. Memory is the highest
 resident size above that before loading; it holds the loaded model itself (1.0 of the multiple). Linux only.
 """
 
@@ -13,7 +14,6 @@ import math
 import os
 import pathlib
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,15 +24,15 @@ SHARD_BYTES = 256 << 20  # written at once, so that writing the largest takes no
 
 
 def main(names: list[str]) -> None:
-    print(f"{'':34} {'weights':>9} {'seconds':>8} {'extra memory':>13} {'multiple':>9}")
+    print(f"{'':36} {'weights':>9} {'seconds':>8} {'CPU s':>6} {'extra memory':>13} {'multiple':>9}")
     for name in names or ["r50_1x_sk0"]:
         for form, writer in _writers(name).items():
             with tempfile.TemporaryDirectory() as folder:
                 path = writer(pathlib.Path(folder))
                 loads = [_measure(str(path)) for _ in range(LOADS)]
-            seconds = statistics.median(load[0] for load in loads)
-            size, extra, peak = (max(column) for column in list(zip(*loads, strict=True))[1:])
-            print(f"{name + ', ' + form:34} {size / 1e6:6.0f} MB {seconds:8.2f} {extra / 1e6:10.0f} MB "
+            seconds, cpu = min(loads)[:2]
+            size, extra, peak = (max(column) for column in list(zip(*loads, strict=True))[2:])
+            print(f"{name + ', ' + form:36} {size / 1e6:6.0f} MB {seconds:8.2f} {cpu:6.2f} {extra / 1e6:10.0f} MB "
                   f"{extra / size:9.2f}   ({peak / 1e9:.2f} GB in all)", flush=True)
 
 
@@ -74,14 +74,14 @@ def _write_in_shards(folder: pathlib.Path, name: str) -> pathlib.Path:
     return whole
 
 
-def _measure(path: str) -> tuple[float, int, int, int]:
-    """Of loading `path` in a new process: seconds, bytes of the weights, and extra and highest resident bytes."""
+def _measure(path: str) -> tuple[float, float, int, int, int]:
+    """Of loading `path` in a new process: seconds, CPU seconds, bytes of weights, extra and highest resident bytes."""
     done = subprocess.run([sys.executable, "-m", "benchmarks.load_checkpoint", "--load", path], capture_output=True,
                           text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    seconds, *sizes = done.stdout.split()[-4:]
-    return float(seconds), *map(int, sizes)
+    seconds, cpu, *sizes = done.stdout.split()[-5:]
+    return float(seconds), float(cpu), *map(int, sizes)
 
 
 def _load(path: str) -> None:
@@ -90,11 +90,11 @@ def _load(path: str) -> None:
     SimCLR(depth=18, width=0.25)  # what TensorFlow sets up once, at a process's first operation
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the highest resident size so far
     before = _resident("VmRSS")
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     model = released.load(path)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     peak = _resident("VmHWM")
-    print(seconds, 4 * model.count_params(), peak - before, peak)
+    print(seconds, cpu, 4 * model.count_params(), peak - before, peak)
 
 
 def _resident(field: str) -> int:
