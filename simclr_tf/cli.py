@@ -22,14 +22,17 @@ MODES = {
     "eval": ("simclr_tf.evaluation", "evaluate"),
     "demo": ("simclr_tf.demo", "demo"),
     "study": ("simclr_tf.study", "study"),
+    "probe": ("simclr_tf.probe", "probe"),
     "embed": ("simclr_tf.embedding_files", "write"),
+    "compare": ("simclr_tf.report.compare", "compare"),
     "predict": ("simclr_tf.prediction", "predict"),
     "export": ("simclr_tf.exports", "export_checkpoint"),
 }
 BASELINE = ("simclr_tf.baseline", "train_then_eval")  # a frozen network of Keras's has a training of its own
 BACKENDS = ("tensorflow", "jax")  # of Keras; the choice is the environment variable KERAS_BACKEND
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)  # whoever wrote last
-REPORTED = ("train", "train_then_eval", "eval")  # modes that end with a report.html; the demo writes its own
+# Modes that end with a report.html; the study and the demo write their own.
+REPORTED = ("train", "train_then_eval", "eval", "probe", "embed")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,11 +95,13 @@ def _run(config: Config) -> None:
 
 def _report(config: Config) -> None:
     """Writes the run's `report.html`, with the settings that the run resolved to."""
-    from simclr_tf import report
+    from simclr_tf import report, representation
 
     resolved = os.path.join(config.model_dir, "flags.flags")
     if os.path.exists(resolved):
-        config = options.parse([f"--flagfile={resolved}", f"--model_dir={config.model_dir}"])
+        now = [f"--model_dir={config.model_dir}", f"--report_images={config.report_images}"]
+        config = options.parse([f"--flagfile={resolved}", *now])
+    representation.record(config)
     logging.info("Report: %s", report.write_report(config))
 
 

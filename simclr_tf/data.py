@@ -100,22 +100,36 @@ def labelled_subset(source: Source, config: Config) -> Source:
     if isinstance(source, tfds_source.StreamedSource):
         source = source.with_labels()
     chosen = []
-    for label, name in enumerate(source.class_names):
-        members = np.flatnonzero(source.labels == label)
+    members_of = rows_per_class(source.labels, source.num_classes, config.seed)
+    for name, members in zip(source.class_names, members_of, strict=True):
         count = config.labels_per_class or (max(1, round(config.label_fraction * len(members))) if len(members) else 0)
         if count > len(members):
             raise DataError(
                 f"{asked}: class {name!r} of {source.name} has only {len(members)} examples in split {source.split}. "
                 "Ask for fewer, or use a larger split."
             )
-        order = np.random.Generator(np.random.PCG64([config.seed, _LABELS, label])).permutation(len(members))
-        chosen.append(members[order[:count]])
+        chosen.append(members[:count])
     chosen = np.sort(np.concatenate(chosen))
+    if source.name.split("/")[0] == "imagenet2012" and config.label_fraction in (0.01, 0.1):
+        asked += (
+            f" (drawn by --seed; not the list of the papers, which is --dataset=imagenet2012_subset/"
+            f"{config.label_fraction:.0%}".replace("%", "pct)")
+        )
     if config.train_mode == "distill":
         labelled = np.zeros(source.num_examples, bool)
         labelled[chosen] = True
         return dataclasses.replace(source, labelled=labelled, notes=(*source.notes, f"{asked}: {len(chosen):,} labels"))
     return source.select(chosen, f"{asked}: {len(chosen):,} of {source.num_examples:,} examples")
+
+
+def rows_per_class(labels: np.ndarray, num_classes: int, seed: int) -> list[np.ndarray]:
+    """For each class its rows in the order in which their labels are taken: the first k are the labelled ones."""
+    rows = []
+    for label in range(num_classes):
+        members = np.flatnonzero(labels == label)
+        order = np.random.Generator(np.random.PCG64([seed, _LABELS, label])).permutation(len(members))
+        rows.append(members[order])
+    return rows
 
 
 def train_batches(

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from simclr_tf import checkpoint, data, released, restore, saved_model, tracking
+from simclr_tf import checkpoint, data, metrics, released, restore, saved_model, tracking
 from simclr_tf.config import Config, flag_fields
 from simclr_tf.errors import CheckpointError, DataError
 from simclr_tf.model import SimCLR, make_model
@@ -196,18 +196,15 @@ def record(config: Config, result: dict, predictions: Predictions, class_names, 
 
     try:
         tf.io.gfile.makedirs(config.model_dir)
-        contents = {"result.json": result, f"result{suffix}_{step}.json": result, "flags.json": settings}
+        contents = {
+            "result.json": result, f"result{suffix}_{step}.json": result, "flags.json": settings,
+            f"evaluation{suffix}.json": metrics.details(
+                predictions.labels, predictions.top, predictions.probabilities[:, 0], class_names),
+        }
         for name, content in contents.items():
             with tf.io.gfile.GFile(path(name), "w") as file:
                 json.dump(content, file)
-        # Through memory: a zip archive needs to seek, which remote files cannot.
-        archive = io.BytesIO()
-        np.savez_compressed(
-            archive, index=predictions.index, labels=predictions.labels, top=predictions.top,
-            probabilities=predictions.probabilities, ids=np.array(ids), class_names=np.array(class_names), step=step,
-        )
-        with tf.io.gfile.GFile(path(f"predictions{suffix}.npz"), "wb") as file:
-            file.write(archive.getvalue())
+        write_predictions(path(f"predictions{suffix}.npz"), predictions, class_names, ids, step)
         folder = path(f"eval{suffix}") if suffix else config.model_dir
         writer = tf.summary.create_file_writer(folder)
         with writer.as_default():
@@ -217,3 +214,15 @@ def record(config: Config, result: dict, predictions: Predictions, class_names, 
         writer.close()
     except (OSError, tf.errors.OpError) as error:
         raise checkpoint.storage_error(error, f"results in {config.model_dir}") from error
+
+
+def write_predictions(path: str, predictions: Predictions, class_names, ids: list[str], step: int) -> None:
+    """Writes an archive that `report.read_run` reads back."""
+    # Through memory: a zip archive needs to seek, which remote files cannot.
+    archive = io.BytesIO()
+    np.savez_compressed(
+        archive, index=predictions.index, labels=predictions.labels, top=predictions.top,
+        probabilities=predictions.probabilities, ids=np.array(ids), class_names=np.array(class_names), step=step,
+    )
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(archive.getvalue())

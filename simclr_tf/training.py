@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from simclr_tf import checkpoint, data, distillation, evaluation, options, restore, saved_model, tracking
+from simclr_tf import checkpoint, data, distillation, evaluation, options, probe, restore, saved_model, tracking
 from simclr_tf.config import Config
 from simclr_tf.errors import CheckpointError, ConfigError, DataError
 from simclr_tf.interrupts import Interrupts
@@ -110,6 +110,7 @@ def _train_locked(config: Config, strategy: tf.distribute.Strategy, source):
     progress = Progress(step, total, config.train_batch_size, config.epoch_steps(source.num_examples))
     intervals = _intervals(config, source.num_examples)
     guard = Guard(config, feed, tags, writes=chief)
+    neighbours = probe.KnnMonitor(model, config, strategy) if config.knn_every_epochs else None
     pending: list[np.ndarray] = []  # rows of metrics since the last summary
 
     with Interrupts() as interrupts:
@@ -151,6 +152,10 @@ def _train_locked(config: Config, strategy: tf.distribute.Strategy, source):
                 result = evaluation.evaluate_and_record(model, config, strategy, source.class_names, step)
                 if chief and result:
                     summaries.scalars(step, {k: v for k, v in result.items() if k.startswith("eval/")})
+            if "knn" in due or (neighbours and step == total):
+                values = neighbours.scalars()
+                if chief:
+                    summaries.scalars(step, values)
             if stop:
                 saved = f"saved a checkpoint at step {step} of {total}; the same command goes on from there"
                 interrupts.stop(saved, stop)
@@ -322,6 +327,7 @@ def _intervals(config: Config, num_examples: int) -> dict[str, int]:
         "checkpoint": config.checkpoint_interval(num_examples),
         "summary": config.train_summary_steps,
         "eval": config.eval_every_epochs * config.epoch_steps(num_examples),
+        "knn": config.knn_every_epochs * config.epoch_steps(num_examples),
     }
 
 

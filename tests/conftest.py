@@ -18,6 +18,7 @@ TINY = (
     "--dataset=digits", "--image_size=16", "--resnet_depth=18", "--width_multiplier=0.25", "--train_batch_size=16",
     "--eval_split=test[:40]", "--eval_batch_size=16", "--warmup_epochs=0", "--use_blur=False", "--proj_out_dim=16",
     "--num_proj_layers=2", "--train_summary_steps=1", "--keep_hub_module_max=-1",
+    "--report_images=0",
 )
 
 

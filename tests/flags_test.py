@@ -16,6 +16,7 @@ REQUIRED = {
     "stanford_dogs/pretrain.flags", "stanford_dogs/fast.flags", "stanford_dogs/finetune.flags",
     "stanford_dogs/study.flags",
     "cifar10/study.flags",
+    "small_batch/cifar10.flags",
 }
 
 

@@ -31,7 +31,8 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading with, in this order, what it has of: text, large figures, pictures, tables, a folded list, a note."""
+    """A heading with, in this order, what it has of: text, a warning, large figures, pictures, tables, a folded list, a
+    note."""
 
     title: str
     anchor: str
@@ -43,3 +44,4 @@ class Section:
     details_title: str = ""
     details: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
     note: str = ""
+    warning: str = ""

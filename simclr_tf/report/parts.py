@@ -13,11 +13,24 @@ from simclr_tf.errors import DataError
 from simclr_tf.report.elements import Section, Table
 from simclr_tf.report.numbers import LISTED, confusion_counts, most_confused, percent, points, wilson_interval
 from simclr_tf.report.pictures import class_label, confusion_picture, plot, view_grid
+from simclr_tf.report.probe_parts import calibration, probes
+from simclr_tf.report.representation_parts import embedding_map, nearest_images, signs_of_health
 from simclr_tf.report.run import Run
 
 log = logging.getLogger(__name__)
 
 SAMPLES = 8  # images whose views are shown
+PANELS = (  # title, (tag, name) of each line
+    ("Loss", (("train/contrast_loss", "contrastive"), ("train/supervised_loss", "supervised"),
+              ("train/distillation_loss", "distillation"), ("train/total_loss", "total"))),
+    ("Contrastive accuracy", (("train/contrast_acc", "train"),)),
+    ("Contrastive entropy", (("train/contrast_entropy", "train"),)),
+    ("Agreement with the teacher", (("train/teacher_agreement", "train"),)),
+    ("Classification accuracy", (("train/supervised_acc", "train"), ("eval/label_top_1_accuracy", "evaluation"))),
+    ("Nearest neighbours, top-1", (("probe/knn/top_1", "evaluation"),)),
+    ("Learning rate", (("learning_rate", ""),)),
+    ("Images per second", (("images_per_second", ""),)),
+)
 
 
 def accuracy(run: Run) -> Section | None:
@@ -31,24 +44,15 @@ def accuracy(run: Run) -> Section | None:
     if classes > 5:
         headline.append((percent(run.predictions.top_5()), "top-5"))
     headline.append((percent(1 / classes), f"chance, {classes} classes"))
-    text = f"{n:,} images of {run.config.dataset}, split {run.config.eval_split}, after {run.step:,} steps."
+    text = f"{n:,} images of {run.config.dataset}, split {run.config.eval_split}, after {run.step:,} steps"
+    text += f", by {run.classifier[0].lower()}{run.classifier[1:]}." if run.classifier else "."
     return Section("Accuracy", "accuracy", text, headline)
 
 
 def curves(run: Run) -> Section | None:
     """Loss, accuracy, entropy, learning rate and throughput over the steps."""
-    panels = (
-        ("Loss", (("train/contrast_loss", "contrastive"), ("train/supervised_loss", "supervised"),
-                  ("train/distillation_loss", "distillation"), ("train/total_loss", "total"))),
-        ("Contrastive accuracy", (("train/contrast_acc", "train"),)),
-        ("Contrastive entropy", (("train/contrast_entropy", "train"),)),
-        ("Agreement with the teacher", (("train/teacher_agreement", "train"),)),
-        ("Classification accuracy", (("train/supervised_acc", "train"), ("eval/label_top_1_accuracy", "evaluation"))),
-        ("Learning rate", (("learning_rate", ""),)),
-        ("Images per second", (("images_per_second", ""),)),
-    )
     pictures = []
-    for title, tags in panels:
+    for title, tags in PANELS:
         series = [(name, *points(run.history, tag)) for tag, name in tags]
         series = [(name, x, y) for name, x, y in series if len(x)]
         if series:
@@ -60,7 +64,7 @@ def curves(run: Run) -> Section | None:
 
 def views(run: Run) -> Section | None:
     """Sample images beside what augmentation makes of them: the first ones of the first epoch, as they were seen."""
-    if run.config.mode == "eval" or run.config.train_mode == "baseline":
+    if run.config.mode in ("eval", "probe", "embed") or run.config.train_mode == "baseline":
         return None
     try:
         source = data.open_training_source(run.config)
@@ -125,4 +129,7 @@ def configuration(run: Run) -> Section:
     )
 
 
-PARTS: tuple[Callable[[Run], Section | None], ...] = (accuracy, curves, views, confusion, configuration)
+PARTS: tuple[Callable[[Run], Section | None], ...] = (
+    accuracy, probes, curves, views, signs_of_health, nearest_images, embedding_map, confusion, calibration,
+    configuration,
+)
