@@ -27,11 +27,13 @@ class Worker:
       script: file in `benchmarks/workers`.
       settings: what it is to measure; given to it as JSON.
       python: its interpreter.
+      more: environment variables to add to this process's.
     """
 
-    def __init__(self, name: str, script: str, settings: dict, python: str = sys.executable):
+    def __init__(self, name: str, script: str, settings: dict, python: str = sys.executable, more: dict | None = None):
         self.name = name
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": ROOT, "CUDA_VISIBLE_DEVICES": ""}
+        environment |= more or {}
         self._process = subprocess.Popen(
             [python, os.path.join(HERE, "workers", script), json.dumps(settings)], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, env=environment,
