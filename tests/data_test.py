@@ -272,3 +272,11 @@ def test_errors_that_no_image_caused_are_not_swallowed():
     error = tf.errors.ResourceExhaustedError(None, None, "out of memory")
     with pytest.raises(tf.errors.ResourceExhaustedError):
         feed.recover(error, 0)
+
+
+@pytest.mark.parametrize(("name", "fraction", "said"), [("imagenet2012", 0.1, True), ("imagenet2012", 0.01, True),
+                                                        ("imagenet2012", 0.2, False), ("cifar10", 0.1, False)])
+def test_the_papers_own_lists_are_pointed_at_where_a_fraction_of_imagenet_is_drawn(name, fraction, said):
+    source = sources.held(name, "train", ("a", "b"), [0, 1] * 100, [str(i) for i in range(200)], [b""] * 200)
+    text = data.labelled_subset(source, Config(train_mode="finetune", label_fraction=fraction)).describe()
+    assert (f"--dataset=imagenet2012_subset/{round(100 * fraction)}pct" in text) == said
