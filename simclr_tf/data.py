@@ -38,7 +38,8 @@ def open_source(config: Config, split: str) -> Source:
     if config.dataset == "digits":
         return sources.open_digits(split)
     if config.dataset.startswith(sources.FOLDER_PREFIX):
-        return sources.open_folder(config.dataset.removeprefix(sources.FOLDER_PREFIX), split)
+        source = sources.open_folder(config.dataset.removeprefix(sources.FOLDER_PREFIX), split)
+        return source.in_memory() if config.cache_dataset else source
     return tfds_source.open_tfds(
         config.dataset, split, config.data_dir, hold=config.cache_dataset, download=not config.dry_run
     )

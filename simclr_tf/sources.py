@@ -94,6 +94,24 @@ class Source:
             notes=(*self.notes, note),
         )
 
+    def in_memory(self) -> "Source":
+        """The source with the encoded images themselves instead of paths; for `--cache_dataset`.
+
+        A file that cannot be read becomes an empty image, which is found unreadable when its turn comes.
+        """
+        if not self.contents_are_paths:
+            return self
+
+        def read(path):
+            try:
+                return Path(os.fsdecode(path)).read_bytes()
+            except OSError:
+                return b""
+
+        with tf.device("CPU:0"):
+            contents = tf.constant([read(path) for path in self.contents.numpy()], tf.string)
+        return dataclasses.replace(self, contents=contents, contents_are_paths=False)
+
     # --- Reading one example -------------------------------------------------------------------------------------
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Bytes (string []) and label (int32 [], -1 unknown) of example `index` (int64 []); eagerly or in a graph."""

@@ -199,3 +199,20 @@ def test_unknown_and_unprepared_tfds_sets(tmp_path, monkeypatch):
     for download in (False, True):
         with pytest.raises(DataError, match=f"{tmp_path}.*must be the folder that holds mnist/"):
             tfds_source.open_tfds("mnist", "train", str(tmp_path), download=download)
+
+
+def test_a_folder_in_memory_needs_its_files_no_more(tmp_path):
+    fill(tmp_path, "cat", "dog", count=3)
+    source = open_folder(str(tmp_path), "all")
+    gone = source.keys[1]
+    os.remove(gone)
+    held = source.in_memory()
+    before = [source.load(i) for i in range(source.num_examples) if i != 1]
+    for key in source.keys:
+        if key != gone:
+            os.remove(key)
+    after = [held.load(i) for i in range(held.num_examples) if i != 1]
+    np.testing.assert_array_equal(before, after)
+    (bad,) = held.find_bad(range(held.num_examples))
+    assert bad[:2] == (1, gone)
+    assert open_digits("test").in_memory().contents_are_paths is False
