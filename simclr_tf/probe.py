@@ -49,7 +49,7 @@ def probe(config: Config) -> dict:
     """Probes `config.checkpoint`, or the run in model_dir, in each way that `config.probe` lists.
 
     Returns, and adds to `result.json`:
-      dict of `probe/<probe>/top_1`, `top_5`, `mean_per_class`, `calibration_error`, `log_loss`, what was chosen
+      dict of `probe/<probe>/top_1`, `top_5`, `mean_per_class`, `calibration_error`, `log_loss` (not for kNN), what was chosen
       (`learning_rate`, `l2`); `probe/knn/k<k>/top_1` for each k; with `--probe_labels` also `probe/<probe>/labels_<of
       each class>/top_1`; and `probe/train_images`, `probe/test_images`, `global_step`. `probe.json` holds the classes,
       confusions and calibration, `predictions_<probe>.npz` what was said of each image.
@@ -78,7 +78,8 @@ def probe(config: Config) -> dict:
         details[kind] = summary | {"settings": found}
         result |= {f"probe/{kind}/{name}": summary[name]
                    for name in ("top_1", "top_5", "mean_per_class", "calibration_error")}
-        result[f"probe/{kind}/log_loss"] = metrics.log_loss(predictions.labels, probabilities)
+        if kind != "knn":  # there a class without a vote has probability 0
+            result[f"probe/{kind}/log_loss"] = metrics.log_loss(predictions.labels, probabilities)
         result |= {f"probe/{kind}/{name}": value for name, value in found.items()}
         log.info("%s: top-1 %.2f %%, top-5 %.2f %% %s", kind, 100 * summary["top_1"], 100 * summary["top_5"], found)
         _write_predictions(config, kind, predictions, features.class_names, test.ids(predictions.index), step)

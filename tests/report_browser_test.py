@@ -111,7 +111,7 @@ def leave(folder, classes, mode="train", seed=0):
             result |= {f"probe/{kind}/labels_{share}/top_1": 0.1 + images / 1000,
                        f"probe/{kind}/labels_{share}/images": images}
     result |= {f"probe/knn/k{k}/top_1": 0.3 for k in (200, 20, 1)}
-    (folder / "probe.json").write_text(json.dumps({"result": result, "linear": summary}))
+    (folder / "probe.json").write_text(json.dumps({"result": result, "linear": summary, "class_names": names}))
     h = (rng.normal(size=[classes, 32])[labels[:300]] * 2 + rng.normal(size=[300, 32])).astype(np.float32)
     pictures = rng.integers(0, 256, [classes, 48, 48, 3]).astype(np.uint8)[labels[:300]]
     config = Config(mode=mode, dataset="digits", model_dir=str(folder), image_size=32, resnet_depth=18, seed=seed,

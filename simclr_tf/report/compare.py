@@ -110,8 +110,9 @@ def numbers(run: Run) -> dict[str, float]:
         if len(x):
             found[name] = float(y[-1])
     if run.predictions is not None and not run.classifier:
-        found |= {"top_1": run.predictions.top_1(), "top_5": run.predictions.top_5(),
-                  "test_images": float(len(run.predictions.labels))}
+        found |= {"top_1": run.predictions.top_1(), "test_images": float(len(run.predictions.labels))}
+        if len(run.class_names) > 5:
+            found["top_5"] = run.predictions.top_5()
     if run.probes:
         found |= {k: v for k, v in run.probes["result"].items() if k.startswith("probe/")}
     elif len(points(run.history, "probe/knn/top_1")[0]):

@@ -121,7 +121,8 @@ def neighbour_sheet(pictures, labels, names, queries, rows, similarities) -> Pic
                 colour = SOFT if not known or not column else SAME if labels[index] == labels[query] else OTHER
                 axes.add_patch(Rectangle((left + 0.06, top + 0.02), 0.88, 0.88, fill=False, edgecolor=colour,
                                          linewidth=2 if column else 1))
-                name = shortened(names[labels[index]], 20) if names is not None and labels[index] >= 0 else ""
+                named = names is not None and labels[index] >= 0
+                name = shortened(names[labels[index]], 14 if column else 18) if named else ""
                 text = f"{name} {values[column - 1]:.2f}" if column else name
                 axes.text(left + 0.5, top + 0.93, text.strip(), ha="center", va="top", fontsize=6.5,
                           fontweight="bold" if not column else "normal")
@@ -177,7 +178,7 @@ def picture_map(places: np.ndarray, pictures: np.ndarray) -> Picture:
 def reliability(bins: Sequence[dict]) -> Picture:
     """Accuracy over confidence; bars on the diagonal are right as often as they say."""
     with figure_of(4.6, 3.4) as (figure, axes):
-        axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle="--")
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", zorder=3)
         axes.bar([b["low"] for b in bins], [b["accuracy"] for b in bins], [b["high"] - b["low"] for b in bins],
                  align="edge", color=COLOURS[0], edgecolor="white", linewidth=0.8)
         axes.set_xlim(0, 1)

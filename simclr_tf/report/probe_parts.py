@@ -19,13 +19,13 @@ def probes(run: Run) -> Section | None:
         return None
     result = run.probes["result"]
     kinds = [kind for kind in PROBE_NAMES if f"probe/{kind}/top_1" in result]
-    n = int(result["probe/test_images"])
+    n, classes = int(result["probe/test_images"]), len(run.probes.get("class_names", ()))
     rows = []
     for kind in kinds:
         value = {name: result[f"probe/{kind}/{name}"] for name in ("top_1", "top_5", "mean_per_class")}
         low, high = wilson_interval(value["top_1"], n)
         rows.append([PROBE_NAMES[kind], percent(value["top_1"]), f"{100 * low:.1f} to {100 * high:.1f}",
-                     percent(value["top_5"]), percent(value["mean_per_class"]),
+                     percent(value["top_5"]) if classes > 5 else "-", percent(value["mean_per_class"]),
                      f"{100 * result[f'probe/{kind}/calibration_error']:.1f}", _chosen(kind, result)])
     best = max(range(len(kinds)), key=lambda i: result[f"probe/{kinds[i]}/top_1"]) if kinds else None
     tables = [Table(("Probe", "Top-1", "95 % interval", "Top-5", "Mean over classes", "Calibration error, points",
