@@ -49,10 +49,10 @@ def probe(config: Config) -> dict:
     """Probes `config.checkpoint`, or the run in model_dir, in each way that `config.probe` lists.
 
     Returns, and adds to `result.json`:
-      dict of `probe/<probe>/top_1`, `top_5`, `mean_per_class`, `calibration_error`, `log_loss` (not for kNN), what was chosen
-      (`learning_rate`, `l2`); `probe/knn/k<k>/top_1` for each k; with `--probe_labels` also `probe/<probe>/labels_<of
-      each class>/top_1`; and `probe/train_images`, `probe/test_images`, `global_step`. `probe.json` holds the classes,
-      confusions and calibration, `predictions_<probe>.npz` what was said of each image.
+      dict of `probe/<probe>/top_1`, `top_5`, `mean_per_class`, `calibration_error`, `log_loss` (not for kNN), what was
+      chosen (`learning_rate`, `l2`); `probe/knn/k<k>/top_1` for each k; with `--probe_labels` also
+      `probe/<probe>/labels_<of each class>/top_1`; and `probe/train_images`, `probe/test_images`, `global_step`.
+      `probe.json` holds the classes, confusions and calibration, `predictions_<probe>.npz` what was said of each image.
 
     Raises:
       CheckpointError: there is no checkpoint.
