@@ -40,7 +40,7 @@ setup(
         "jax": ["jax>=0.7", "tensorflow-cpu>=2.18"],  # for KERAS_BACKEND=jax: TensorFlow then reads data and files
         "wandb": ["wandb"],
         "torch": ["torch==2.13.0"],  # for the tests of exports to it
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy"],
+        "test": ["hypothesis", "ipykernel", "nbclient", "pytest", "pytest-xdist", "ruff", "scipy"],
     },
     entry_points={"console_scripts": ["simclr-tf = simclr_tf.cli:main"]},
 )
