@@ -157,7 +157,7 @@ def test_a_run_from_the_library(pretrained, tiny, tmp_path):
                                          f"--model_dir={tmp_path}"]))
     assert result["global_step"] == 1
     assert 0 <= result["eval/label_top_1_accuracy"] <= 1
-    assert tf.train.latest_checkpoint(tmp_path).endswith("ckpt-1")
+    assert tf.train.latest_checkpoint(str(tmp_path)).endswith("ckpt-1")
 
     model = released.load(pretrained)
     assert isinstance(model, SimCLR)

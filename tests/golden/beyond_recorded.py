@@ -2,10 +2,11 @@
 
 Run by hand from the repository's root, in two environments because no TensorFlow runs both:
 
-  SIMCLR_REFERENCE=<checkout>/tf2 python -m tests.golden.beyond_recorded record <file.npz> [ops forward trajectories]
-  python -m tests.golden.beyond_recorded compare <file.npz> [ops forward trajectories]
+  SIMCLR_REFERENCE=<checkout>/tf2 python -m tests.golden.beyond_recorded record <file.npz> [ops forward steps] [word]
+  python -m tests.golden.beyond_recorded compare <file.npz> [ops forward steps] [word]
 
-The first needs the reference's (see reference.py), the second this project's. docs/parity.md tells what came out.
+The first needs the reference's (see reference.py), the second this project's. Words choose among the architectures and
+steps those whose names hold one of them. docs/parity.md tells what came out.
 """
 
 import collections
@@ -72,7 +73,7 @@ IN_TRAINING = ("r18 width 2", "r18 SK", "r34 SE", "r18 SE SK", "r50 SE SK", "4 l
 SMALL = "--resnet_depth=18 --image_size=32 --use_blur=False --train_batch_size=16 --train_epochs=1 --warmup_epochs=0 "
 MOMENTUM, ADAM = "--optimizer=momentum --learning_rate=0.1 ", "--optimizer=adam --learning_rate=0.01 "
 FINETUNE, PRETRAIN = "--train_mode=finetune " + SMALL, "--train_mode=pretrain " + SMALL
-TRAJECTORIES = {
+STEPS = {
     **{f"finetune momentum after block {block}":
        FINETUNE + MOMENTUM + f"--weight_decay=1e-3 --fine_tune_after_block={block}" for block in (-1, 0, 1, 2, 3)},
     **{f"finetune LARS after block {block}":
@@ -92,7 +93,6 @@ TRAJECTORIES = {
     "pretrain 1 layer": PRETRAIN + "--learning_rate=1 --num_proj_layers=1 --lineareval_while_pretraining=False",
     "pretrain local batch norm SE": PRETRAIN + "--learning_rate=1 --global_bn=False --se_ratio=0.25",
 }
-STEPS = 3
 CLASSES, EXAMPLES = 10, 640
 
 
@@ -287,48 +287,45 @@ def forward_answers(name, size, outputs, variables):
                 yield "training: moving statistics", (name, key), value
 
 
-def reference_trajectories():
+def reference_steps():
+    import tensorflow as tf
+
     from tests.golden import reference
 
-    for name, flags in TRAJECTORIES.items():
-        case = dict(flags=flags.split(), replicas=1, num_classes=CLASSES, num_examples=EXAMPLES)
-        first = next(reference.trajectories(case | dict(steps=1), [0]))
-        _, _, losses = next(reference.trajectories(case | dict(steps=STEPS), [0]))
-        yield from trajectory_answers(name, first[1], losses)
+    tf.config.run_functions_eagerly(True)  # one step does not pay for compiling it
+    for name, flags in STEPS.items():
+        case = dict(flags=flags.split(), replicas=1, num_classes=CLASSES, num_examples=EXAMPLES, steps=1)
+        _, after, losses = next(reference.trajectories(case, [0]))
+        yield from first_step_answers(name, after, losses[0])
 
 
-def our_trajectories():
+def our_steps():
     import tensorflow as tf
 
     from simclr_tf import Config, make_model, make_optimizer, set_from_tf1, train_step
     from simclr_tf.model import named_variables
 
-    for name, flags in TRAJECTORIES.items():
+    for name, flags in STEPS.items():
         config = Config.from_flags(flags.split())
         model = make_model(config, CLASSES)
         set_from_tf1(model, fill)
         optimizer = make_optimizer(config, model, EXAMPLES)
-        step = tf.function(lambda x, y, m=model, o=optimizer, c=config: train_step(m, o, x, y, c))
-        losses = []
-        for k in range(STEPS):
-            images, labels = training_batch(k, config.train_batch_size, config.image_size, "pretrain" in flags)
-            losses.append({key: float(v) for key, v in step(tf.constant(images), tf.constant(labels)).items()})
-            if k == 0:
-                after = {item.name: item.variable.numpy() for item in named_variables(model)}
-        yield from trajectory_answers(name, after, losses)
+        images, labels = training_batch(0, config.train_batch_size, config.image_size, "pretrain" in flags)
+        losses = train_step(model, optimizer, tf.constant(images), tf.constant(labels), config)
+        after = {item.name: item.variable.numpy() for item in named_variables(model)}
+        yield from first_step_answers(name, after, losses)
 
 
-def trajectory_answers(name, after, losses):
-    for k, terms in enumerate(losses):
-        yield f"losses of step {k + 1}", name, [terms[t] for t in ("contrastive", "supervised", "weight_decay")]
+def first_step_answers(name, after, losses):
+    for term in ("contrastive", "supervised", "weight_decay"):
+        yield f"first step: {term}", name, losses[term]
     for key, value in after.items():
-        change = value - fill(key, value.shape)
-        yield "changes in step 1", (name, key), change
+        yield "first step: changes", (name, key), value - fill(key, value.shape)
 
 
 # --- Comparison ----------------------------------------------------------------------------------------------------
-REFERENCE = dict(ops=reference_ops, forward=reference_forward, trajectories=reference_trajectories)
-OURS = dict(ops=our_ops, forward=our_forward, trajectories=our_trajectories)
+REFERENCE = dict(ops=reference_ops, forward=reference_forward, steps=reference_steps)
+OURS = dict(ops=our_ops, forward=our_forward, steps=our_steps)
 ABSOLUTE = {"evaluation", "blur", *COLOUR, "contrastive accuracy", "contrastive entropy"}
 
 
@@ -340,7 +337,12 @@ def difference(what, found, expected):
     return error if what in ABSOLUTE else error / max(np.nanmax(np.abs(expected)), 1e-7)
 
 
-def main(action, path, *parts):
+def main(action, path, *words):
+    parts = [word for word in words if word in REFERENCE]
+    if words := [word for word in words if word not in REFERENCE]:
+        for cases in (FORWARD, STEPS):
+            for name in [name for name in cases if not any(word in name for word in words)]:
+                del cases[name]
     answers = {
         f"{what}|{case}": np.asarray(value)
         for part in parts or REFERENCE
