@@ -1,19 +1,9 @@
-"""Nearest neighbours against scikit-learn's, and what is told of them."""
+"""What a study tells of nearest neighbours; that they are the nearest is `neighbours_test.py`'s matter."""
 
 import numpy as np
 import pytest
-from sklearn.neighbors import NearestNeighbors
 
 from simclr_tf import Config, study_neighbours
-
-
-def test_they_are_those_of_scikit_learn():
-    h = np.random.default_rng(0).normal(size=[60, 12]).astype(np.float32)
-    h[7] = 0  # a feature vector without a direction is near to nothing, and no division by zero
-    queries = np.array([3, 0, 59])
-    theirs = NearestNeighbors(n_neighbors=5, metric="cosine").fit(h[h.any(1)])
-    expected = np.flatnonzero(h.any(1))[theirs.kneighbors(h[queries], return_distance=False)][:, 1:]
-    np.testing.assert_array_equal(study_neighbours.nearest(h, queries, 4), expected)
 
 
 def test_the_section_shows_queries_of_as_many_classes(pretrained, tiny):
