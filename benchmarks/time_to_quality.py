@@ -4,9 +4,9 @@
 
 Ours is `flags/stanford_dogs/fast.flags`, a whole `run.py` from start to end for each seed, then `benchmarks.probe` on
 its last checkpoint: the best of the probe's strengths counts, for the reference's features too. The reference's is
-15 epochs of ResNet-18 at 64 px, batch 128, LARS, learning rate 1.0, temperature 0.2, one epoch of warm-up. Its time is that of its bare steps, measured before and after each of our runs on the same
-machine: its own pipeline and checkpoints are not counted, in its favour. Its accuracy is `--reference_accuracy`, or
-that of `--reference_checkpoint` by the same probe.
+15 epochs of ResNet-18 at 64 px, batch 128, LARS, learning rate 1.0, temperature 0.2, one epoch of warm-up. Its time is
+that of its bare steps, measured before and after each of our runs on the same machine: its own pipeline and checkpoints
+are not counted, in its favour. Its accuracy is `--reference_accuracy`, or that of `--reference_checkpoint`.
 
 With --precisions=mixed_bfloat16,float32 every seed is run in both, to compare where they end.
 """
