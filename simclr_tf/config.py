@@ -65,8 +65,9 @@ class Config:
         None, "Running", "Folder of the run: checkpoints, summaries, results. Created if absent.", resumable=True,
     )
     checkpoint: str | None = option(
-        None, "Running", "Checkpoint to start fine-tuning from: a prefix or a directory. A run that already has a "
-        "checkpoint in model_dir continues from that instead.", resumable=True,
+        None, "Running", "Checkpoint to start from: a prefix, folder, archive or URL, or the name of a released "
+        "model (--mode=list_checkpoints). A run that already has a checkpoint in model_dir continues from that "
+        "instead.", resumable=True,
     )
     seed: int = option(
         0, "Running", "Seed of initial weights, example order and augmentation.", at_least=0, at_most=2**31 - 1,
