@@ -95,12 +95,14 @@ def _run(config: Config) -> None:
 
 def _report(config: Config) -> None:
     """Writes the run's `report.html`, with the settings that the run resolved to."""
-    from simclr_tf import report, representation
+    from simclr_tf import report, representation, restore
 
     resolved = os.path.join(config.model_dir, "flags.flags")
     if os.path.exists(resolved):
         now = [f"--model_dir={config.model_dir}", f"--report_images={config.report_images}"]
         config = options.parse([f"--flagfile={resolved}", *now])
+    elif config.checkpoint:
+        config = restore.follow_checkpoint(config, config.checkpoint, restore.TO_EVALUATE)
     representation.record(config)
     logging.info("Report: %s", report.write_report(config))
 

@@ -94,6 +94,13 @@ def test_everything_is_written_and_commands_add_up(probed):
     assert len(details["linear"]["per_class"]) == 10 and details["linear"]["calibration"]
 
 
+def test_the_report_names_the_network_of_the_checkpoint(probed):
+    page = (probed / "report.html").read_text()
+    assert "Probes on digits: ResNet-18, width 0.25, 16 px" in page
+    for anchor in ("probes", "confusion", "calibration"):
+        assert f'id="{anchor}"' in page
+
+
 def test_settings_are_chosen_on_held_out_labels_only(pretrained, tmp_path, monkeypatch):
     """What the test images are must not change what is chosen."""
     config = Config(mode="probe", dataset="digits", train_split="train[:100]", eval_batch_size=50,
