@@ -545,6 +545,9 @@ def _check_together(c: Config) -> None:
          "ft_proj_selector", "proj_head_mode", "num_proj_layers", fix="Use 0 for the encoder's output.")
     rule(c.train_steps > 0 or c.train_epochs > 0 or c.mode not in TRAINING_MODES, "There must be something to train",
          "train_steps", "train_epochs", fix="Set one of them above 0.")
+    rule(c.train_batch_size > 1 or c.train_mode != "pretrain" or c.mode not in TRAINING_MODES,
+         "Contrastive pretraining compares the images of a batch: one alone has none to differ from",
+         "train_batch_size", fix="Use at least 2; hundreds learn better.")
     rule(not (c.labels_per_class and c.label_fraction < 1), "Only one of them can choose the labelled examples",
          "labels_per_class", "label_fraction", fix="Drop one.")
     rule(c.train_mode != "distill" or c.teacher or c.mode not in TRAINING_MODES, "Distillation needs a teacher",
