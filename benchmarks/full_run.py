@@ -26,7 +26,7 @@ def main(argv=None) -> list[dict]:
     shape = dict(what="step", resnet_depth=18, image_size=32, train_batch_size=BATCH, precision="mixed_bfloat16")
     worker = Worker("step", "ours.py", shape)
     kept, bare_rates, full_rates = [], [], []
-    for _ in range(max(1, args.rounds - 1)):
+    for _ in range(max(1, args.rounds // 2)):
         before = worker.measure(STEPS // 4)
         rate = full_rate(args.data_dir)
         after = worker.measure(STEPS // 4)

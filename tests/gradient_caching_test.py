@@ -98,7 +98,7 @@ def test_one_piece_is_the_plain_step(config, batch):
     assert_close(weights, expected)
 
 
-@pytest.mark.parametrize("global_bn", [True, False])
+@pytest.mark.parametrize("global_bn", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_replicas_compute_the_same(config, batch, global_bn):
     """With statistics over replicas two replicas at piece 4 are one replica whose pieces hold the same rows."""
     config = dataclasses.replace(config, global_bn=global_bn)
