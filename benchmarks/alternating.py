@@ -47,8 +47,9 @@ class Worker:
         return self._answer()
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        """Ends the process, which has nothing to save."""
+        self._process.kill()
+        self._process.wait()
 
     def _answer(self) -> dict:
         for line in self._process.stdout:
