@@ -20,7 +20,7 @@ TITLES = {
     "baseline_imagenet": "InceptionV3, ImageNet weights, frozen, small classifier",
     "scratch": "Supervised from scratch",
     "finetuned": "SimCLR pretrained here, fine-tuned",
-    "linear": "SimCLR pretrained here, linear head on the frozen network",
+    "linear": "SimCLR pretrained here, frozen, linear head",
     "released": "Released checkpoint, fine-tuned",
 }
 # Top-1 in per cent of the published study on the official photos of Stanford Dogs, row -> (accuracy, its name there).

@@ -66,7 +66,7 @@ def _results_table(result: dict) -> Table:
         else:
             rows.append([row["title"], row["status"], MISSING, MISSING, published])
     done = [(row["top_1"], i) for i, row in enumerate(result["rows"]) if row["status"] == "done"]
-    columns = ["Row", "Top-1", "95 % interval", "Top-5", "Published top-1"]
+    columns = ["Row", "Top-1", "95 % interval", "Top-5", "Published"]
     if not any(row["published"] for row in result["rows"]):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     return Table(columns, rows, numeric=range(1, len(columns)), best=[max(done)[1]] if done else [])
@@ -75,12 +75,12 @@ def _results_table(result: dict) -> Table:
 def _training_table(result: dict) -> Table:
     """How the rows were trained."""
     rows = [
-        [row["title"], ", ".join(percent_2(s["top_1"]) for s in row["by_seed"]),
+        [row["title"], ", ".join(f"{100 * s['top_1']:.2f}" for s in row["by_seed"]) + " %",
          percent_2(row["train_top_1"]) if row["train_top_1"] is not None else MISSING,
          f"{row['updates']:,}", _rates(row)]
         for row in result["rows"] if row["status"] == "done"
     ]
-    return Table(("Row", "Top-1 by seed", "Training top-1", "Updates", "Learning rate"), rows, numeric=(2, 3, 4))
+    return Table(("Row", "Top-1 by seed", "In training", "Updates", "Learning rate"), rows, numeric=(2, 3, 4))
 
 
 def _remarks(result: dict) -> list[str]:
