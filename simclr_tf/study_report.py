@@ -36,7 +36,8 @@ _BASELINE = (
     "trained with. Its features are computed once per image, without augmentation, standardised by the labelled "
     "images, and classified by three dense layers with dropout. With random weights the raw features differ between "
     "images by about a hundredth of their size, so that without standardising a classifier would learn nothing from "
-    "them. The accuracy on the labelled images shows that the classifier was trained."
+    "them. The accuracy on the labelled images shows that the classifier was trained. A published 4.1 % with "
+    "ImageNet's weights on the dogs looks like images prepared in another way or like random weights: hence both rows."
 )
 
 
