@@ -268,7 +268,7 @@ def efficiency_plot(series) -> Picture:
         axes.set_xlabel("labelled images")
         axes.set_ylabel("top-1, %")
         axes.grid(axis="y", color=pictures.LINE, linewidth=0.8)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left")
         return Picture(pictures.svg(figure), "Test accuracy over the number of labelled images", width=614)
 
 

@@ -33,7 +33,9 @@ def plot(title: str, series: Sequence[tuple[str, np.ndarray, np.ndarray]], x_lab
         axes.ticklabel_format(useOffset=False)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(series) > 1:
-            axes.legend(frameon=False)
+            # Not loc="best": it weighs every point, and warns when the machine is slow.
+            falling = np.mean([y[-1] - y[0] for _, _, y in series]) < 0
+            axes.legend(frameon=False, loc="upper right" if falling else "upper left")
         return Picture(svg(figure), title)
 
 
@@ -217,7 +219,7 @@ def curves_by_labels(series, test_images: int) -> Picture:
         axes.set_xlabel("labelled images")
         axes.set_ylabel(f"top-1 on {test_images:,} images, %")
         axes.grid(axis="y", color=LINE, linewidth=0.8)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left")
         return Picture(svg(figure), "Accuracy over the number of labelled images", width=614)
 
 
