@@ -247,13 +247,17 @@ def lost_worker(error: Exception) -> WorkerError | None:
     """What to raise for `error` if it came from another worker that is gone; None if it did not."""
     if not _multi_worker.cache_info().currsize or not isinstance(error, LOST):
         return None
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # The first lines of an error in a graph say where it was met; what happened follows.
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(WHERE_IN_A_GRAPH)]
+    reason = told[0][:300].rstrip(".: ") if told else type(error).__name__
     return WorkerError(
-        f"Another worker is gone: {reason} Start the same command on every worker again: the run goes on from its last "
-        "checkpoint."
+        f"Another worker is gone: {reason}. Start the same command on every worker again: the run goes on from its "
+        "last checkpoint."
     )
 
 
+WHERE_IN_A_GRAPH = ("Graph execution", "Detected at", "Node:", "File ")
 LOST = (
     tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError,
     tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError, tf.errors.UnknownError,
