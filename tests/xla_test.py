@@ -4,6 +4,8 @@
 guess shapes on a TPU, where the CPU's is more lenient, so that those are checked in the graph.
 """
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -25,6 +27,14 @@ if "micro_batch_size" in Config.__dataclass_fields__:
     MODES["pretrain in pieces"] = ["--micro_batch_size=4"]
 # float32 adds up in another order under XLA; bfloat16 has 8 bits and rounds at other places.
 TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 2e-2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """XLA without its optimizations of machine code, which take most of a minute a step here and are not looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip())
+        yield
 
 
 def parts(flags, tiny, pretrained, strategy=None):
