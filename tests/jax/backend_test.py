@@ -83,7 +83,10 @@ def test_neither_devices_nor_backend_change_losses_and_weights(layout, recipe, o
     other = request.getfixturevalue(layout)
     one = np.load(one / f"{recipe}.npz")
     other = other[recipe] if layout == "tensorflow" else np.load(other / f"{recipe}.npz")
-    first, early, late = (1e-2, 3e-2, 0.1) if recipe == "bfloat16" else (1e-6, 1e-4, 1e-3)
+    # Other devices add up in another order; another backend has other kernels as well.
+    first, early, late = {"tensorflow": (1e-5, 1e-4, 3e-3)}.get(layout, (1e-6, 1e-5, 1e-3))
+    if recipe == "bfloat16":
+        first, early, late = 1e-2, 3e-2, 0.1
     for steps, tolerance in ((1, first), (3, early), (STEPS, late)):
         np.testing.assert_allclose(other["losses"][:steps], one["losses"][:steps], rtol=tolerance)
     names = [name for name in one.files if name != "losses"]
@@ -112,7 +115,7 @@ def runs(pretrained, tiny, tmp_path_factory):
 def two(runs, tiny):
     folder, finetune = runs
     commands = {
-        "resume": [f"--flagfile={folder}/resumed/flags.flags", f"--model_dir={folder}/resumed", "--train_steps=6"],
+        "resume": [f"--flagfile={folder}/resumed/flags.flags", f"--model_dir={folder}/resumed", "--train_steps=8"],
         "finetune": [*finetune, f"--model_dir={folder}/finetuned", "--keep_hub_module_max=1"],
         "local_bn": [*tiny, "--global_bn=False", f"--model_dir={folder}/refused"],
         "gpu": [*tiny, "--strategy=gpu", f"--model_dir={folder}/refused"],
@@ -140,14 +143,16 @@ def losses(model_dir):
 def test_a_run_begun_on_tensorflow_goes_on_on_jax_and_back(two, results, pretrained, tmp_path):
     """Four steps on TensorFlow, two on JAX with two devices, two on TensorFlow: as eight on TensorFlow."""
     assert results["resume"]["code"] == 0, results["resume"]["err"]
-    shutil.copytree(two / "resumed", tmp_path / "mixed")
+    shutil.copytree(two / "resumed", tmp_path / "mixed", ignore=shutil.ignore_patterns("ckpt-8.*"))
     shutil.copytree(pretrained, tmp_path / "unbroken")
     for name in ("mixed", "unbroken"):
         flags = [f"--flagfile={pretrained}/flags.flags", f"--model_dir={tmp_path / name}", "--train_steps=8"]
         train(Config.from_flags(flags))
     mixed, unbroken = losses(tmp_path / "mixed"), losses(tmp_path / "unbroken")
-    assert list(mixed) == list(unbroken) == list(range(1, 9))
-    np.testing.assert_allclose(list(mixed.values()), list(unbroken.values()), rtol=1e-3)
+    jax = losses(two / "resumed")
+    assert list(mixed) == list(unbroken) == list(jax) == list(range(1, 9))
+    for other in (mixed, jax):
+        np.testing.assert_allclose(list(other.values()), list(unbroken.values()), rtol=1e-3)
     assert "jax" not in sys.modules  # which nothing imports unless it is chosen
     assert mixed[5] != unbroken[5] or mixed[6] != unbroken[6], "the steps on JAX were made again on TensorFlow"
 
@@ -163,8 +168,9 @@ def test_a_released_checkpoint_is_fine_tuned(two, results, runs, tmp_path):
     assert (two / "finetuned" / "report.html").exists()
     exported = tf.saved_model.load(str(two / "finetuned" / "saved_model" / "3"))
     assert exported(tf.zeros([1, 16, 16, 3]), trainable=False)["logits_sup"].shape == (1, 10)
-    frozen = sum("conv" in v.name for v in exported.all_variables) > len(exported.trainable_variables_list)
-    assert frozen
+    named = named_variables(make_model(Config.from_flags(runs[1]), 10))
+    assert len(exported.all_variables) == len(named)
+    assert len(exported.trainable_variables_list) == sum(item.variable.trainable for item in named)
 
 
 @pytest.mark.parametrize(("command", "words"), [
