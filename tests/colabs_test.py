@@ -1,10 +1,16 @@
 """The notebooks, run from their first cell to the last in kernels of their own, on tiny data (SIMCLR_TF_SMOKE)."""
 
+import importlib.metadata
+import importlib.util
 import os
 import pathlib
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+import types
 
 import nbformat
 import pytest
@@ -61,6 +67,39 @@ def test_outputs_are_stripped(name):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None
+
+
+@pytest.mark.parametrize(("devices", "installed", "backend", "extra"), [
+    (("/dev/accel0",), {"jax"}, "jax", "cpu"),  # Colab's TPU runtime: its JAX stays, TensorFlow reads the data
+    (("/dev/vfio/0",), set(), "jax", "jax"),
+    (("/dev/accel0",), {"tensorflow-tpu", "tensorflow"}, None, None),
+    ((), {"jax"}, None, "cpu"),
+    ((), {"tensorflow"}, None, None),
+])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_backend_follows_the_runtime(name, devices, installed, backend, extra, monkeypatch):
+    """The cell that installs, told of other machines than this one."""
+    cell = next(c.source for c in read(name).cells if c.cell_type == "code" and "KERAS_BACKEND" in c.source)
+    for variable in ("KERAS_BACKEND", "TPU_ACCELERATOR_TYPE"):
+        monkeypatch.setenv(variable, "")  # so that it is put back afterwards
+        monkeypatch.delenv(variable)
+    monkeypatch.chdir(COLABS)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: path in devices if str(path)[:5] == "/dev/" else exists(path))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: [
+        types.SimpleNamespace(metadata={"Name": package}) for package in installed
+    ])
+    modules = installed - {"tensorflow-tpu"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: (
+        None if module in ("jax", "tensorflow") and module not in modules else object()
+    ))
+    exec(cell, {"os": os, "REPOSITORY": "", "USE_DRIVE": False, "RUNS": "runs"})
+    assert os.environ.get("KERAS_BACKEND") == backend
+    assert [command[-1].partition("[")[2] for command in commands] == ([f"{extra}]"] if extra else [])
 
 
 @pytest.mark.parametrize(("name", "words", "shown"), [
