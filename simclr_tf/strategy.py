@@ -257,7 +257,7 @@ def lost_worker(error: Exception) -> WorkerError | None:
     )
 
 
-WHERE_IN_A_GRAPH = ("Graph execution", "Detected at", "Node:", "File ")
+WHERE_IN_A_GRAPH = ("Graph execution", "Detected at", "Node:", "File ", "<stack traces")
 LOST = (
     tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError,
     tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError, tf.errors.UnknownError,

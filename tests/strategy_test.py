@@ -173,7 +173,7 @@ def test_every_replica_has_its_rows():
 def test_a_lost_worker_is_told_from_other_errors(monkeypatch):
     joined = types.SimpleNamespace(cache_info=lambda: types.SimpleNamespace(currsize=1))
     monkeypatch.setattr(strategy, "_multi_worker", joined)
-    message = "Graph execution error:\n\nDetected at node x\nConnection reset by peer"
+    message = "Graph execution error:\n\nDetected at node x\n<stack traces unavailable>\nConnection reset by peer"
     gone = tf.errors.UnavailableError(None, None, message)
     error = lost_worker(gone)
     assert isinstance(error, WorkerError) and error.exit_code == 6

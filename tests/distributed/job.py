@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[2]
-PATIENCE = 900.0  # seconds for what takes one on a machine that is not busy
+PATIENCE = 400.0  # seconds for what takes one on a machine that is not busy
 
 # A recipe that does not amplify rounding: a learning rate of 0.02 * 16 / 256 at its peak.
 GENTLE = (
