@@ -42,7 +42,7 @@ def pretraining_gradients(model, optimizer, values, images, labels, config, _=No
 
     def hiddens_of(k):
         """Hidden vectors [2m, ...] of piece k, view 1 first."""
-        piece = images[k * m : (k + 1) * m]  # [m, H, W, 6]
+        piece = tf.slice(images, [k * m, 0, 0, 0], [m, *images.shape[1:]])  # [m, H, W, 6], a shape that XLA can know
         views = tf.concat(tf.split(piece, 2, axis=-1), 0)  # [2m, H, W, 3]
         return model.projection_head(model.encoder(views, training=True), training=True)
 
@@ -79,7 +79,7 @@ def pretraining_gradients(model, optimizer, values, images, labels, config, _=No
             loss = tf.reduce_sum(tf.cast(hiddens[-1], tf.float32) * dz[k])  # its gradient is dL/dz's way back
             watched = [tf.zeros([])] * 2
             if supervised:
-                classes = tf.tile(labels[k * m : (k + 1) * m], [2])
+                classes = tf.tile(tf.slice(labels, [k * m], [m]), [2])
                 logits = model.supervised_head(tf.stop_gradient(hiddens[model.ft_proj_selector]))
                 hits = tf.equal(tf.argmax(logits, 1, tf.int32), tf.cast(classes, tf.int32))
                 watched = [losses.supervised_loss(classes, logits), tf.reduce_mean(tf.cast(hits, tf.float32))]

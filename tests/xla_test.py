@@ -76,7 +76,8 @@ def unknown_shapes(graph) -> list[str]:
     for part in [graph, *(f.graph for f in graph._functions.values() if hasattr(f, "graph"))]:
         for op in part.get_operations():
             found += [f"{t.name} {t.shape}" for t in op.outputs
-                      if t.dtype not in (tf.resource, tf.variant) and not t.shape.is_fully_defined()]
+                      if t.dtype not in (tf.resource, tf.variant) and not t.shape.is_fully_defined()
+                      and "redundant_placeholder" not in t.name]  # inputs of a loop's condition that it does not read
     return found
 
 
