@@ -97,10 +97,27 @@ def test_neither_devices_nor_backend_change_losses_and_weights(layout, recipe, o
 
 # --- Commands, on two devices ----------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def runs(pretrained, tiny, tmp_path_factory):
+def unbroken(tiny, tmp_path_factory):
+    """The folder of eight steps on TensorFlow, with a recipe that does not amplify rounding; every other is kept."""
+    model_dir = tmp_path_factory.mktemp("unbroken")
+    train(Config.from_flags([
+        *tiny, "--temperature=0.5", "--learning_rate=0.02", "--train_steps=8", "--checkpoint_steps=2",
+        f"--model_dir={model_dir}",
+    ]))
+    return model_dir
+
+
+def copy_up_to(step, model_dir, copy):
+    """A run's folder as it was at `step`."""
+    later = [f"ckpt-{s}.*" for s in range(step + 1, 9)]
+    shutil.copytree(model_dir, copy, ignore=shutil.ignore_patterns(*later))
+
+
+@pytest.fixture(scope="module")
+def runs(unbroken, tiny, tmp_path_factory):
     """What commands are run on, a run begun on TensorFlow and weights in the authors' format; a fine-tuning's flags."""
     folder = tmp_path_factory.mktemp("two")
-    shutil.copytree(pretrained, folder / "resumed")
+    copy_up_to(4, unbroken, folder / "resumed")
     model = make_model(Config.from_flags(list(tiny)), 10)
     arrays = {item.name: np.asarray(item.variable) for item in named_variables(model)}
     write(folder / "released" / "model.ckpt-250", arrays | {"global_step": np.int64(250)})
@@ -115,7 +132,7 @@ def runs(pretrained, tiny, tmp_path_factory):
 def two(runs, tiny):
     folder, finetune = runs
     commands = {
-        "resume": [f"--flagfile={folder}/resumed/flags.flags", f"--model_dir={folder}/resumed", "--train_steps=8"],
+        "resume": [f"--flagfile={folder}/resumed/flags.flags", f"--model_dir={folder}/resumed"],
         "finetune": [*finetune, f"--model_dir={folder}/finetuned", "--keep_hub_module_max=1"],
         "local_bn": [*tiny, "--global_bn=False", f"--model_dir={folder}/refused"],
         "gpu": [*tiny, "--strategy=gpu", f"--model_dir={folder}/refused"],
@@ -140,16 +157,12 @@ def losses(model_dir):
     return {line["step"]: line["train/total_loss"] for line in read_history(model_dir)}
 
 
-def test_a_run_begun_on_tensorflow_goes_on_on_jax_and_back(two, results, pretrained, tmp_path):
+def test_a_run_begun_on_tensorflow_goes_on_on_jax_and_back(two, results, unbroken, tmp_path):
     """Four steps on TensorFlow, two on JAX with two devices, two on TensorFlow: as eight on TensorFlow."""
     assert results["resume"]["code"] == 0, results["resume"]["err"]
-    shutil.copytree(two / "resumed", tmp_path / "mixed", ignore=shutil.ignore_patterns("ckpt-8.*"))
-    shutil.copytree(pretrained, tmp_path / "unbroken")
-    for name in ("mixed", "unbroken"):
-        flags = [f"--flagfile={pretrained}/flags.flags", f"--model_dir={tmp_path / name}", "--train_steps=8"]
-        train(Config.from_flags(flags))
-    mixed, unbroken = losses(tmp_path / "mixed"), losses(tmp_path / "unbroken")
-    jax = losses(two / "resumed")
+    copy_up_to(6, two / "resumed", tmp_path / "mixed")
+    train(Config.from_flags([f"--flagfile={unbroken}/flags.flags", f"--model_dir={tmp_path}/mixed"]))
+    mixed, unbroken, jax = (losses(path) for path in (tmp_path / "mixed", unbroken, two / "resumed"))
     assert list(mixed) == list(unbroken) == list(jax) == list(range(1, 9))
     for other in (mixed, jax):
         np.testing.assert_allclose(list(other.values()), list(unbroken.values()), rtol=1e-3)
