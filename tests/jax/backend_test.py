@@ -166,7 +166,8 @@ def test_a_run_begun_on_tensorflow_goes_on_on_jax_and_back(two, results, unbroke
     assert list(mixed) == list(unbroken) == list(jax) == list(range(1, 9))
     for other in (mixed, jax):
         np.testing.assert_allclose(list(other.values()), list(unbroken.values()), rtol=1e-3)
-    assert "jax" not in sys.modules  # which nothing imports unless it is chosen
+    # What imports JAX; TensorFlow itself does so, too, where it is installed.
+    assert not any(name.startswith("simclr_tf.jax") for name in sys.modules)
     assert mixed[5] != unbroken[5] or mixed[6] != unbroken[6], "the steps on JAX were made again on TensorFlow"
 
 
