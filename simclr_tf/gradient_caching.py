@@ -33,8 +33,10 @@ def pretraining_gradients(model, optimizer, values, images, labels, config, _=No
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     pieces = config.train_batch_size // config.micro_batch_size
+    if images.shape[0] is None:  # of several workers' distributed batches, whose size is always the same
+        images = tf.ensure_shape(images, [config.train_batch_size // replicas, *images.shape[1:]])
     n = images.shape[0]
-    if n is None or n % pieces:
+    if n % pieces:
         raise ValueError(f"images must hold {pieces} pieces of the same size. Received shape {images.shape}")
     m = n // pieces
     random_states = _random_states(model)

@@ -255,8 +255,9 @@ def test_predict_names_classes_and_probabilities(finetuned, tmp_path, tiny):
         predict(Config.from_flags([*flags, f"--predict_input={tmp_path / 'nowhere'}"]))
 
 
-def test_class_names_of_checkpoints_that_keep_none():
+def test_class_names_of_checkpoints_that_keep_none(tmp_path):
     from simclr_tf.prediction import class_names
 
-    assert class_names(1000)[0] == "n01440764" and len(class_names(1000)) == 1000
-    assert class_names(2) == ("class 0", "class 1")
+    names = class_names(str(tmp_path), 1000)
+    assert names[0] == "n01440764" and len(names) == 1000
+    assert class_names(str(tmp_path), 2) == ("class 0", "class 1")

@@ -30,7 +30,8 @@ def trainee(how, *flags):
 
 def outcome(model_dir):
     """Everything that must not depend on being killed: losses of each step, hash of all variables."""
-    history = [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_history(model_dir)]
+    clocks = ("images_per_second", "input_wait_seconds")
+    history = [{k: v for k, v in line.items() if k not in clocks} for line in read_history(model_dir)]
     reader = tf.train.load_checkpoint(checkpoint.latest(str(model_dir)))
     digest = hashlib.sha256()
     for name in sorted(reader.get_variable_to_shape_map()):
