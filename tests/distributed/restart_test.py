@@ -27,6 +27,7 @@ def unbroken(folder):
     return variables(folder / "unbroken", STEPS, "")
 
 
+@pytest.mark.long  # minutes: the processes start four times
 def test_stopped_together_then_one_killed(folder, unbroken):
     model_dir = folder / "broken"
     # SIGTERM to the one that is not the chief: both stop at the same step, which is saved.
