@@ -75,7 +75,7 @@ def saturation(planes: Planes, factor) -> Planes:
     """
     high, low = _extremes(planes)
     value = tf.maximum(high, TINY)
-    scale = value / tf.maximum(high - low, value / factor)
+    scale = value / tf.maximum(high - low, value * (1 / factor))  # one division a pixel; 1 / 0 is infinite: scale 0
     return [high + (plane - high) * scale for plane in planes]
 
 
@@ -89,16 +89,14 @@ def hue(planes: Planes, delta) -> Planes:
     red, green, blue = planes
     high, low = _extremes(planes)
     chroma = high - low
-    inverse = 1 / tf.maximum(chroma, TINY)
-    sixths = tf.where(
-        red == high,
-        (green - blue) * inverse,
-        tf.where(green == high, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
+    # The hue in sixths of a turn times chroma, so that nothing has to be divided by it; -4..8 of them.
+    turned = tf.where(
+        red == high, green - blue, tf.where(green == high, blue - red + 2 * chroma, red - green + 4 * chroma)
     )
-    turned = sixths / 6 + delta
-    distances = [turned - own for own in (0, 1 / 3, 2 / 3)]
-    distances = [6 * tf.abs(distance - tf.round(distance)) for distance in distances]  # 0..3 sixths, either way round
-    return [low + chroma * tf.clip_by_value(2 - distance, 0, 1) for distance in distances]
+    turned += 6 * (delta - tf.round(delta)) * chroma
+    distances = [tf.abs(turned - own * chroma) for own in (0, 2, 4)]
+    distances = [tf.minimum(distance, tf.abs(6 * chroma - distance)) for distance in distances]  # either way round
+    return [low + tf.clip_by_value(2 * chroma - distance, 0, chroma) for distance in distances]
 
 
 @on_image
@@ -187,9 +185,14 @@ def two_views(
     return views[0], views[1]
 
 
-def crop_two_views(image: tf.Tensor, seed: tf.Tensor, image_size: int) -> tuple[tf.Tensor, tf.Tensor]:
+def crop_two_views(
+    image: tf.Tensor, seed: tf.Tensor, image_size: int, scaled: bool = True
+) -> tuple[tf.Tensor, tf.Tensor]:
     """First stage of `two_views`, arguments as there: two random crops of one image, each flipped or not, and what
     `distort` needs.
+
+    Args:
+        scaled: False leaves the crops of a uint8 image at 0..255, for `distort` to scale in passing.
 
     Returns:
         crops: float32 [2, image_size, image_size, 3]; bicubic resizing may leave [0, 1] a little.
@@ -199,7 +202,7 @@ def crop_two_views(image: tf.Tensor, seed: tf.Tensor, image_size: int) -> tuple[
     draw_seed, *crop_seeds = _split(seed, 3)
     draws = tf.random.stateless_uniform([2, 1 + NUM_DRAWS], draw_seed, alg="philox")
     flips, draws = draws[:, 0], draws[:, 1:]
-    crops = [_crop_and_flip(image, crop_seeds[view], flips[view], image_size) for view in (0, 1)]
+    crops = [_crop_and_flip(image, crop_seeds[view], flips[view], image_size, scaled) for view in (0, 1)]
     return tf.stack(crops), draws
 
 
@@ -209,32 +212,36 @@ def distort(
     color_jitter_strength: float = 1.0,
     blur: bool = True,
     color_jitter_impl: str = "simclrv2",
+    together: int = 1,
+    white: float = 1.0,
 ) -> tf.Tensor:
     """Second stage of `two_views`: colour distortion and blur of n views, each by its own draws.
 
     Compiled by XLA, which fuses each operation into one pass over the pixels: several times the speed of single
-    kernels. It compiles (for about a second) for every n and S anew; a view's pixels do not depend on n.
+    kernels. It compiles (for about half a second) for every n and S anew; a view's pixels do not depend on n.
 
     Args:
         crops: float32 [n, S, S, 3], static shape.
         draws: float32 [n, NUM_DRAWS].
         color_jitter_strength, blur, color_jitter_impl: as in `two_views`.
+        together: so many views after one another, those of one image, come out side by side along channels.
+        white: what 1 is in `crops`: 255 for crops of a uint8 image that have not been scaled.
 
     Returns:
-        float32 [n, S, S, 3] in [0, 1].
+        float32 [n / together, S, S, 3 together] in [0, 1].
     """
     if not 0 <= color_jitter_strength <= MAX_STRENGTH:
         raise ValueError(f"color_jitter_strength must be 0..{MAX_STRENGTH}. Received: {color_jitter_strength}")
     if color_jitter_impl not in ("simclrv1", "simclrv2"):
         raise ValueError(f"color_jitter_impl must be simclrv1 or simclrv2. Received: {color_jitter_impl!r}")
-    # The planes are parted outside of XLA, which would otherwise read every third number again and again.
-    planes = tf.unstack(crops, axis=-1)
-    return _distort(planes, draws, float(color_jitter_strength), bool(blur), color_jitter_impl)
+    return _distort(
+        crops, draws, 1 / white, float(color_jitter_strength), bool(blur), color_jitter_impl, together
+    )
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _distort(planes, draws, strength, blur, impl):
-    size = planes[0].shape[1]
+def _distort(crops, draws, scale, strength, blur, impl, together):
+    size = crops.shape[1]
     steps = []
     if strength > 0:
         steps += [lambda planes, draw: random_color_jitter(planes, draw, strength, impl), random_grayscale]
@@ -242,16 +249,17 @@ def _distort(planes, draws, strength, blur, impl):
     if blur:
         steps += [lambda planes, draw: random_blur(planes, draw, size // BLUR_KERNEL_SHARE)]
 
-    def distort_one(planes_and_row):
-        *planes, row = planes_and_row
+    def distort_one(crop_and_row):
+        crop, row = crop_and_row
+        planes = [crop[..., channel] * scale for channel in range(3)]  # 15 times faster than transposing
         draw = Draw(*[part if part.shape[0] > 1 else part[0] for part in tf.split(row, DRAW_SIZES)])
         for step in steps:
             planes = step(planes, draw)
-        return tuple(planes)
+        return tf.stack(planes)
 
-    plane = tf.TensorSpec([size, size], tf.float32)
-    views = tf.map_fn(distort_one, (*planes, draws), fn_output_signature=(plane,) * 3)
-    return tf.transpose(tf.stack(views), [1, 2, 3, 0])  # several times faster than tf.stack(views, axis=-1)
+    views = tf.map_fn(distort_one, (crops, draws), fn_output_signature=tf.TensorSpec([3, size, size], tf.float32))
+    views = tf.reshape(views, [-1, 3 * together, size, size])
+    return tf.transpose(views, [0, 2, 3, 1])
 
 
 def random_color_jitter(planes: Planes, draw: Draw, strength: float, impl: str) -> Planes:
@@ -362,19 +370,19 @@ def preprocess_for_eval(image: tf.Tensor, image_size: int, crop: bool = True) ->
     return tf.clip_by_value(_resize(image, image_size), 0, 1)
 
 
-def _crop_and_flip(image, crop_seed, flip, image_size):
+def _crop_and_flip(image, crop_seed, flip, image_size, scaled=True):
     """Flipped left to right where `flip`, uniform in [0, 1), says so: before resizing, on fewer bytes."""
     height, width = tf.unstack(tf.shape(image)[:2])
     top, left, height, width = tf.unstack(random_crop_box(height, width, crop_seed))
     crop = image[top : top + height, left : left + width]
     crop = tf.raw_ops.Reverse(tensor=crop, dims=tf.stack([False, flip < FLIP_PROBABILITY, False]))
-    return _resize(crop, image_size)
+    return _resize(crop, image_size, scaled)
 
 
-def _resize(image, image_size):
+def _resize(image, image_size, scaled=True):
     """Bicubic, not antialiased; uint8 becomes 0..1 afterwards, which is the same and touches fewer pixels."""
     resized = tf.image.resize(image, [image_size, image_size], method="bicubic")
-    return tf.cast(resized, tf.float32) * (1 / 255) if image.dtype == tf.uint8 else resized
+    return resized * (1 / 255) if scaled and image.dtype == tf.uint8 else resized
 
 
 def _checked(image):

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # Second halves of the seeds, so that order, augmentation and choice of labels do not follow each other.
 _ORDER, _AUGMENTATION, _LABELS, _HELD_OUT = 1, 2, 3, 4
 
+CHUNK_BYTES = 1 << 20  # of views distorted in one call: half of a core's cache of 2 MiB
+
 HELD_OUT = "held_out"  # the name of a split, see `open_source`
 
 
@@ -153,14 +155,6 @@ def train_batches(
     instead = _replacements(source, bad)
     size = config.image_size
 
-    def views(image, seed):
-        if config.train_mode != "pretrain":
-            return tf.ensure_shape(augment.finetune_view(image, seed, size), [size, size, 3])
-        two = augment.two_views(
-            image, seed, size, config.color_jitter_strength, config.use_blur, config.color_jitter_impl
-        )
-        return tf.ensure_shape(tf.concat(two, -1), [size, size, 6])
-
     def example(element):
         index, data, label = source.fetch(element, instead)
         if source.labelled is not None:
@@ -169,10 +163,28 @@ def train_batches(
         # different augmentations in the epoch.
         seed = tf.random.fold_in(_seed(config, _AUGMENTATION), element["epoch"], alg="philox")
         seed = tf.random.fold_in(seed, element["index"], alg="philox")
-        return {"images": views(images.decode(data), seed), "labels": label, "index": index}
+        image, rest = images.decode(data), {"labels": label, "index": index}
+        if config.train_mode != "pretrain":
+            view = augment.finetune_view(image, seed, size)
+            return {"images": tf.ensure_shape(view, [size, size, 3])} | rest
+        crops, draws = augment.crop_two_views(image, seed, size, scaled=False)
+        crops = tf.ensure_shape(crops, [2, size, size, 3])
+        return {"crops": crops, "draws": draws} | rest
+
+    def distort(examples):
+        """A chunk of examples, [chunk, ...] each: `images` in place of `crops` and `draws`."""
+        crops, draws = examples.pop("crops"), examples.pop("draws")
+        views = augment.distort(
+            tf.reshape(crops, [2 * chunk, size, size, 3]), tf.reshape(draws, [2 * chunk, -1]),
+            config.color_jitter_strength, config.use_blur, config.color_jitter_impl, together=2, white=255,
+        )  # fmt: skip
+        return {"images": views} | examples
 
     elements = source.shuffled(_seed(config, _ORDER), start_step, batch, begin, end)
-    return _batched(elements, example, end - begin)
+    if config.train_mode != "pretrain":
+        return _batched(elements, example, end - begin)
+    chunk = _chunk(end - begin, 2 * size * size * 3 * 4)
+    return _batched(elements, example, end - begin, chunk, distort)
 
 
 def eval_batches(
@@ -252,13 +264,39 @@ def _replacements(source: Source, bad: Collection[int]) -> dict[int, int]:
     return instead
 
 
-def _batched(elements: tf.data.Dataset, example: Callable, rows: int) -> tf.data.Dataset:
-    dataset = elements.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+def _chunk(rows: int, example_bytes: int) -> int:
+    """How many examples of a batch of `rows` are distorted in one call: what fits the processor's cache, and divides
+    the batch, so that an unreadable image spoils no other batch than its own."""
+    return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * example_bytes <= CHUNK_BYTES))
+
+
+def _batched(
+    elements: tf.data.Dataset, example: Callable, rows: int, chunk: int = 1, on_chunk: Callable | None = None
+) -> tf.data.Dataset:
+    """Batches of `rows` examples; `on_chunk` has been applied to every `chunk` of them, which divides `rows`."""
+
+    def parallel(dataset, function):
+        return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def alone(element):
+        chunk_of_one = tf.nest.map_structure(lambda part: part[None], example(element))
+        return tf.nest.map_structure(lambda part: part[0], on_chunk(chunk_of_one))
+
+    def joined(chunks):
+        return tf.nest.map_structure(lambda part: tf.reshape(part, [rows, *part.shape[2:]]), chunks)
+
+    if on_chunk is None or chunk == 1:  # no chunks: putting one example into a chunk would copy it
+        dataset = parallel(elements, example if on_chunk is None else alone).batch(rows, drop_remainder=True)
+    else:
+        dataset = parallel(elements, example).batch(chunk, drop_remainder=True)
+        dataset = parallel(dataset, on_chunk)
+        if chunk < rows:
+            dataset = dataset.batch(rows // chunk, drop_remainder=True).map(joined)
     options = tf.data.Options()
     options.deterministic = True
     # Workers were given their rows already.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.batch(rows, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 class Feed:

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from simclr_tf import data, sources, tfds_source
+from simclr_tf import augment, data, sources, tfds_source
 from simclr_tf.config import Config
 from simclr_tf.errors import DataError
 from tests.sources_test import TinySet, tiny  # noqa: F401  (a fixture)
@@ -70,6 +70,30 @@ def test_workers_rows_make_the_whole_batch(source):
     whole = draw(data.train_batches(source, config(), 1), 4)
     parts = [draw(data.train_batches(source, config(), 1, worker=w, num_workers=3), 4) for w in range(3)]
     assert_same(whole, {k: np.concatenate([part[k] for part in parts], axis=1) for k in whole})
+
+
+@pytest.mark.parametrize("blur", [False, True])
+def test_views_do_not_depend_on_the_chunk(source, monkeypatch, blur):
+    """Distorted one by one, in threes and all at once: the same bits; and the views of `two_views`, where every
+    example has those of its own index and epoch."""
+    options = config(train_batch_size=12, image_size=32, use_blur=blur)
+    example_bytes = 2 * 32 * 32 * 3 * 4
+    ways = []
+    for chunk, examples in ((1, 1), (3, 3.5), (12, 99)):
+        monkeypatch.setattr(data, "CHUNK_BYTES", int(examples * example_bytes))
+        assert data._chunk(12, example_bytes) == chunk and data._chunk(13, example_bytes) in (1, 13)
+        ways.append(draw(data.train_batches(source, options, 0), 3))
+        assert ways[-1]["images"].shape == (3, 12, 32, 32, 6)
+    assert_same(ways[0], ways[1])
+    assert_same(ways[0], ways[2])
+    for counter in (0, 11, 20, 21, 35):  # in the first epoch and the second
+        index = ways[0]["index"].reshape(-1)[counter]
+        seed = tf.constant([options.seed, data._AUGMENTATION], tf.int32)
+        for number in (tf.constant(counter // 21, tf.int64), tf.constant(index)):
+            seed = tf.random.fold_in(seed, number, alg="philox")
+        views = augment.two_views(source.load(index), seed, 32, 1.0, blur)
+        expected = np.concatenate(views, axis=-1)
+        np.testing.assert_allclose(ways[0]["images"].reshape(-1, 32, 32, 6)[counter], expected, rtol=0, atol=2e-6)
 
 
 @pytest.fixture(scope="module")
