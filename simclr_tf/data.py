@@ -387,6 +387,8 @@ class Feed:
           DataError: there are more unreadable images than `--max_bad_images`, all are named; or records are damaged.
           tf.errors.OpError: `error` itself, if no image of these steps is to blame.
         """
+        if isinstance(error, tfds_source.RECORD_ERRORS) and isinstance(self.source, tfds_source.StreamedSource):
+            raise tfds_source.damaged(self.source.name, self.source.shards, error) from error
         for at in range(step, step + steps):
             due = set(self._indices(at)) - set(self.bad)
             if self.bad:
@@ -395,8 +397,6 @@ class Feed:
             if found:
                 self._add(found)
                 return self.batches(step)
-        if isinstance(error, (tf.errors.DataLossError, tf.errors.NotFoundError)):
-            raise tfds_source.damaged(self.source.name, error) from error
         raise error
 
     def _add(self, found: list[tuple[int, str, str]]) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 HOLD_BYTES = 2 << 30  # splits up to this size are held in memory
 SHUFFLE_RECORDS = 16384  # records in the shuffle buffer of a streamed split; 1.8 GB for ImageNet
 OPEN_SHARDS = 16  # shards read at once while streaming
+# What reading a damaged, shortened or absent file of records ends in.
+RECORD_ERRORS = (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.FailedPreconditionError)
 UNEVENNESS = 1.02  # how much larger than the smallest the largest stream of a split may be
 
 
@@ -71,11 +73,9 @@ def open_tfds(name: str, split: str, data_dir: str | None, *, hold: bool = False
         parser = wanted.extract_features(builder.info.features)
     total = sum(s.num_examples for s in builder.info.splits.values())
     size = builder.info.dataset_size * sum(s.take for s in shards) / max(total, 1)
-    try:
-        if hold or size <= HOLD_BYTES:
+    if hold or size <= HOLD_BYTES:
+        with _damage_named(name, shards):
             return _hold(builder, name, split, class_names, shards, wanted)
-    except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
-        raise damaged(name, error) from error
     if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
         raise DataError(
             f"{name} is stored as {builder.info.file_format.value}; only tfrecord files can be streamed. Prepare it "
@@ -88,9 +88,27 @@ def open_tfds(name: str, split: str, data_dir: str | None, *, hold: bool = False
     )  # fmt: skip
 
 
-def damaged(name: str, error: tf.errors.OpError) -> DataError:
+def damaged(name: str, shards: Sequence["_Shard"], error: tf.errors.OpError) -> DataError:
+    """What to raise when reading records failed with `error`, one of `RECORD_ERRORS`. Looks for the file it was."""
     reason = error.message.splitlines()[0]
+    for shard in shards:
+        try:
+            there = sum(1 for _ in _records(shard))
+        except RECORD_ERRORS as its_own:
+            reason = f"{shard.path}: {its_own.message.splitlines()[0]}"
+            break
+        if there < shard.take:
+            reason = f"{shard.path} ends after {shard.skip + there} records; at least {shard.skip + shard.take} are due"
+            break
     return DataError(f"{name}: the records cannot be read; prepare the data set anew. ({reason})")
+
+
+@contextlib.contextmanager
+def _damage_named(name: str, shards: Sequence["_Shard"]) -> Iterator[None]:
+    try:
+        yield
+    except RECORD_ERRORS as error:
+        raise damaged(name, shards, error) from error
 
 
 def _prepared(name: str, data_dir: str | None, download: bool) -> tfds.core.DatasetBuilder:
@@ -182,6 +200,10 @@ class _Shard:
     take: int
 
 
+def _records(shard: _Shard) -> tf.data.Dataset:
+    return tf.data.TFRecordDataset(shard.path, buffer_size=1 << 20).skip(shard.skip).take(shard.take)
+
+
 class _Keys:
     """Sequence of TFDS ids `<file>__<record>`, made when asked for: there may be millions."""
 
@@ -237,7 +259,8 @@ class StreamedSource(Source):
         skip = tf.gather(tf.constant([s.skip for s in self.shards], tf.int64), number)
         take = tf.gather(tf.constant([s.take for s in self.shards], tf.int64), number)
         start = tf.gather(tf.constant(self.keys.starts, tf.int64), number)
-        records = tf.data.TFRecordDataset(path, buffer_size=1 << 20).skip(skip).take(take)
+        # A file that was cut between two records would otherwise just be a shorter one.
+        records = _records(_Shard(path, skip, take)).apply(tf.data.experimental.assert_cardinality(take))
         return records.enumerate().map(lambda i, record: {"index": start + i, "record": record})
 
     def streams(self, batch: int) -> int:
@@ -308,7 +331,8 @@ class StreamedSource(Source):
         """The same source with its labels known, by reading all of it once."""
         log.warning("Reading all of %s once for its labels.", self.name)
         labels = self.in_order(0, 0).map(lambda e: self._parse(e["record"])[1], num_parallel_calls=tf.data.AUTOTUNE)
-        return dataclasses.replace(self, labels=np.concatenate([b.numpy() for b in labels.batch(4096)]))
+        with _damage_named(self.name, self.shards):
+            return dataclasses.replace(self, labels=np.concatenate([b.numpy() for b in labels.batch(4096)]))
 
     def select(self, indices, note):
         """Holds the chosen examples in memory: streaming all records for a few of them would be no gain."""

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import struct
 import time
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_tf import checkpoint, data, strategy
+from simclr_tf import checkpoint, data, strategy, tfds_source
 from simclr_tf.summaries import Summaries, read_history
+from tests.sources_test import tiny  # noqa: F401  (a fixture)
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24, 3), np.uint8))
 
@@ -110,6 +112,36 @@ def test_nothing_there(tmp_path, few, command, case):
         flags = [f"--dataset=folder:{root}"]
     code, said = command(*few, *flags, f"--model_dir={tmp_path / 'run'}")
     assert code == 2 and words in said
+
+
+def cut_after(records, content):
+    """The first `records` of a file of TFRecords: whole ones, so that nothing in the file tells of the rest."""
+    at = 0
+    for _ in range(records):
+        at += 8 + 4 + struct.unpack_from("<Q", content, at)[0] + 4  # length, its checksum, data, their checksum
+    return content[:at]
+
+
+RECORDS = {
+    "truncated": lambda content: content[: len(content) // 2], "empty": lambda content: b"",
+    "whole records missing": lambda content: cut_after(5, content),
+    "bit flipped": lambda content: content[:700] + bytes([content[700] ^ 1]) + content[701:], "deleted": None,
+}
+
+
+@pytest.mark.fault("file of records of a TFDS data set truncated, emptied, a bit flipped, deleted", "exit 2 naming it")
+@pytest.mark.parametrize("held", [True, False], ids=["held", "streamed"])
+@pytest.mark.parametrize("fault", RECORDS)
+def test_damaged_records(tmp_path, few, command, tiny, monkeypatch, fault, held):  # noqa: F811
+    shutil.copytree(tiny, tmp_path / "sets")
+    path = sorted((tmp_path / "sets").rglob("*train*00002-of*"))[0]
+    change = RECORDS[fault]
+    path.write_bytes(change(path.read_bytes())) if change else path.unlink()
+    monkeypatch.setattr(tfds_source, "HOLD_BYTES", 1 << 30 if held else 0)
+    code, said = command(*few, "--dataset=tiny_set", f"--data_dir={tmp_path / 'sets'}", "--train_steps=20",
+                         "--train_batch_size=8", "--image_size=8", f"--model_dir={tmp_path / 'run'}")
+    assert code == 2 and "tiny_set: the records cannot be read; prepare the data set anew" in said, said
+    assert path.name in said
 
 
 @pytest.mark.fault("data set smaller than the batch; identical images", "trains to the end; finite loss")
