@@ -17,7 +17,8 @@ import tensorflow as tf
 
 from simclr_tf import checkpoint, classifiers, data, evaluation, metrics, restore
 from simclr_tf.classifiers import Scaler
-from simclr_tf.config import Config, listed, probe_labels
+from simclr_tf.config import Config
+from simclr_tf.config_checks import listed, probe_labels
 from simclr_tf.embedding import Embedder, Embeddings, joined
 from simclr_tf.errors import CheckpointError, DataError
 from simclr_tf.evaluation import Predictions

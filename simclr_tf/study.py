@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf import baseline, bootstrap, checkpoint, data, released, study_plan, study_report, study_runs, training
-from simclr_tf.config import Config, listed, study_label_seeds, study_pretrain_seeds, study_seeds
+from simclr_tf.config import Config
+from simclr_tf.config_checks import listed, study_label_seeds, study_pretrain_seeds, study_seeds
 from simclr_tf.errors import CheckpointError, DataError
 from simclr_tf.interrupts import Interrupts
 from simclr_tf.study_plan import ALL

@@ -10,7 +10,8 @@ import dataclasses
 import os
 
 from simclr_tf import baseline, data
-from simclr_tf.config import Config, listed, study_pretrain_seeds, study_seeds
+from simclr_tf.config import Config
+from simclr_tf.config_checks import listed, study_pretrain_seeds, study_seeds
 
 HELD_OUT_FRACTION = 0.2  # of the labelled images, to choose a learning rate on
 ALL = 0  # number of labels per class that stands for all there are

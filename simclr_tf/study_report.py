@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 
 from simclr_tf import report, study_neighbours, study_plan
-from simclr_tf.config import Config, listed, study_pretrain_seeds, study_seeds
+from simclr_tf.config import Config
+from simclr_tf.config_checks import listed, study_pretrain_seeds, study_seeds
 from simclr_tf.report import Picture, Section, Table, percent, pictures
 
 MISSING = "-"
