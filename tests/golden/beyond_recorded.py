@@ -10,6 +10,7 @@ steps those whose names hold one of them. docs/parity.md tells what came out.
 """
 
 import collections
+import importlib
 import itertools
 import sys
 
@@ -130,13 +131,12 @@ def schedule_flags(scaling, case):
 
 # --- Two implementations of the same questions: each yields (what, case, array) ------------------------------------
 def reference_ops():
+    reference = importlib.import_module("tests.golden.reference")  # first: it makes the others importable
     import data_util
     import lars_optimizer
     import model as model_lib
     import objective
     import tensorflow as tf
-
-    from tests.golden import reference
 
     for case in NT_XENT:
         pairs, temperature, norm, scale = case
