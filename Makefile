@@ -24,7 +24,8 @@ test: lint
 
 # Every fault that was thought of, 20 rounds of SIGKILL among them, and the table of them for docs/reliability.md.
 faults: $(INSTALLED)
-	FAULT_TABLE=docs/faults.md $(RUN) -m pytest -p tests.faults.table -n 2 --dist=loadfile tests/faults \
+	mkdir -p runs
+	FAULT_TABLE=runs/faults.md $(RUN) -m pytest -p tests.faults.table -n 2 --dist=loadfile tests/faults \
 	  tests/nonfinite_test.py tests/lock_test.py tests/checkpoint_test.py tests/doctor_test.py \
 	  tests/released_faults_test.py tests/released_test.py tests/download_test.py
 
