@@ -255,10 +255,12 @@ def _distort(crops, draws, scale, strength, blur, impl, together):
         draw = Draw(*[part if part.shape[0] > 1 else part[0] for part in tf.split(row, DRAW_SIZES)])
         for step in steps:
             planes = step(planes, draw)
-        return tf.stack(planes)
+        return tuple(planes)
 
-    views = tf.map_fn(distort_one, (crops, draws), fn_output_signature=tf.TensorSpec([3, size, size], tf.float32))
-    views = tf.reshape(views, [-1, 3 * together, size, size])
+    plane = tf.TensorSpec([size, size], tf.float32)
+    views = tf.map_fn(distort_one, (crops, draws), fn_output_signature=(plane,) * 3)
+    # Stacked here, as copies: stacking what is being computed, or along the last axis, takes several times as long.
+    views = tf.reshape(tf.stack(views, axis=1), [-1, 3 * together, size, size])
     return tf.transpose(views, [0, 2, 3, 1])
 
 
