@@ -7,7 +7,7 @@ The two views are made in two stages, so that a pipeline may run the second one 
 Source of probabilities, ranges and order: SimCLR (arXiv 2002.05709) appendix A, SimCLRv2's code for the brightness.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -185,34 +185,35 @@ def two_views(
     return views[0], views[1]
 
 
-def crop_two_views(
-    image: tf.Tensor, seed: tf.Tensor, image_size: int, scaled: bool = True
-) -> tuple[tf.Tensor, tf.Tensor]:
+def crop_two_views(image: tf.Tensor, seed: tf.Tensor, image_size: int) -> tuple[tf.Tensor, tf.Tensor]:
     """First stage of `two_views`, arguments as there: two random crops of one image, each flipped or not, and what
     `distort` needs.
-
-    Args:
-        scaled: False leaves the crops of a uint8 image at 0..255, for `distort` to scale in passing.
 
     Returns:
         crops: float32 [2, image_size, image_size, 3]; bicubic resizing may leave [0, 1] a little.
         draws: float32 [2, NUM_DRAWS], one row a view.
     """
+    crops, draws, white = crops_apart(image, seed, image_size)
+    return tf.stack(crops) * (1 / white), draws
+
+
+def crops_apart(image: tf.Tensor, seed: tf.Tensor, image_size: int) -> tuple[list[tf.Tensor], tf.Tensor, float]:
+    """`crop_two_views` in fewer passes over the pixels: two crops float32 [image_size, image_size, 3], not scaled to
+    0..1; draws [2, NUM_DRAWS]; and what white is in the crops, 255 or 1, for `distort` to scale them in passing."""
     image = _checked(image)
     draw_seed, *crop_seeds = _split(seed, 3)
     draws = tf.random.stateless_uniform([2, 1 + NUM_DRAWS], draw_seed, alg="philox")
     flips, draws = draws[:, 0], draws[:, 1:]
-    crops = [_crop_and_flip(image, crop_seeds[view], flips[view], image_size, scaled) for view in (0, 1)]
-    return tf.stack(crops), draws
+    crops = [_crop_and_flip(image, crop_seeds[view], flips[view], image_size, scaled=False) for view in (0, 1)]
+    return crops, draws, 255.0 if image.dtype == tf.uint8 else 1.0
 
 
 def distort(
-    crops: tf.Tensor,
+    crops: tf.Tensor | Sequence[tf.Tensor],
     draws: tf.Tensor,
     color_jitter_strength: float = 1.0,
     blur: bool = True,
     color_jitter_impl: str = "simclrv2",
-    together: int = 1,
     white: float = 1.0,
 ) -> tf.Tensor:
     """Second stage of `two_views`: colour distortion and blur of n views, each by its own draws.
@@ -221,27 +222,26 @@ def distort(
     kernels. It compiles (for about half a second) for every n and S anew; a view's pixels do not depend on n.
 
     Args:
-        crops: float32 [n, S, S, 3], static shape.
-        draws: float32 [n, NUM_DRAWS].
+        crops: float32 [n, S, S, 3], static shape; or k of them, the crops of n images.
+        draws: float32 [n, NUM_DRAWS]; with k crops [n, k, NUM_DRAWS].
         color_jitter_strength, blur, color_jitter_impl: as in `two_views`.
-        together: so many views after one another, those of one image, come out side by side along channels.
         white: what 1 is in `crops`: 255 for crops of a uint8 image that have not been scaled.
 
     Returns:
-        float32 [n / together, S, S, 3 together] in [0, 1].
+        float32 [n, S, S, 3] in [0, 1]; with k crops [n, S, S, 3 k], side by side.
     """
     if not 0 <= color_jitter_strength <= MAX_STRENGTH:
         raise ValueError(f"color_jitter_strength must be 0..{MAX_STRENGTH}. Received: {color_jitter_strength}")
     if color_jitter_impl not in ("simclrv1", "simclrv2"):
         raise ValueError(f"color_jitter_impl must be simclrv1 or simclrv2. Received: {color_jitter_impl!r}")
-    return _distort(
-        crops, draws, 1 / white, float(color_jitter_strength), bool(blur), color_jitter_impl, together
-    )
+    crops = tuple(crops) if isinstance(crops, list | tuple) else (crops,)
+    draws = tf.reshape(draws, [crops[0].shape[0] * len(crops), NUM_DRAWS])
+    return _distort(crops, draws, 1 / white, float(color_jitter_strength), bool(blur), color_jitter_impl)
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _distort(crops, draws, scale, strength, blur, impl, together):
-    size = crops.shape[1]
+def _distort(crops, draws, scale, strength, blur, impl):
+    together, (n, size) = len(crops), crops[0].shape[:2]
     steps = []
     if strength > 0:
         steps += [lambda planes, draw: random_color_jitter(planes, draw, strength, impl), random_grayscale]
@@ -249,16 +249,20 @@ def _distort(crops, draws, scale, strength, blur, impl, together):
     if blur:
         steps += [lambda planes, draw: random_blur(planes, draw, size // BLUR_KERNEL_SHARE)]
 
-    def distort_one(crop_and_row):
-        crop, row = crop_and_row
-        planes = [crop[..., channel] * scale for channel in range(3)]  # 15 times faster than transposing
+    def parted(crop):
+        return tuple(crop[..., channel] * scale for channel in range(3))  # 15 times faster than transposing
+
+    def distort_one(view_and_row):
+        view, row = view_and_row
+        branches = [lambda k=k: parted(crops[k][view // together]) for k in range(together)]
+        planes = tf.switch_case(view % together, branches)
         draw = Draw(*[part if part.shape[0] > 1 else part[0] for part in tf.split(row, DRAW_SIZES)])
         for step in steps:
             planes = step(planes, draw)
         return tuple(planes)
 
     plane = tf.TensorSpec([size, size], tf.float32)
-    views = tf.map_fn(distort_one, (crops, draws), fn_output_signature=(plane,) * 3)
+    views = tf.map_fn(distort_one, (tf.range(n * together), draws), fn_output_signature=(plane,) * 3)
     # Stacked here, as copies: stacking what is being computed, or along the last axis, takes several times as long.
     views = tf.reshape(tf.stack(views, axis=1), [-1, 3 * together, size, size])
     return tf.transpose(views, [0, 2, 3, 1])

@@ -167,17 +167,16 @@ def train_batches(
         if config.train_mode != "pretrain":
             view = augment.finetune_view(image, seed, size)
             return {"images": tf.ensure_shape(view, [size, size, 3])} | rest
-        crops, draws = augment.crop_two_views(image, seed, size, scaled=False)
-        crops = tf.ensure_shape(crops, [2, size, size, 3])
+        crops, draws, _ = augment.crops_apart(image, seed, size)
+        crops = tuple(tf.ensure_shape(crop, [size, size, 3]) for crop in crops)
         return {"crops": crops, "draws": draws} | rest
 
     def distort(examples):
         """A chunk of examples, [chunk, ...] each: `images` in place of `crops` and `draws`."""
         crops, draws = examples.pop("crops"), examples.pop("draws")
         views = augment.distort(
-            tf.reshape(crops, [2 * chunk, size, size, 3]), tf.reshape(draws, [2 * chunk, -1]),
-            config.color_jitter_strength, config.use_blur, config.color_jitter_impl, together=2, white=255,
-        )  # fmt: skip
+            crops, draws, config.color_jitter_strength, config.use_blur, config.color_jitter_impl, white=255
+        )
         return {"images": views} | examples
 
     elements = source.shuffled(_seed(config, _ORDER), start_step, batch, begin, end)
