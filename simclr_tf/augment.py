@@ -250,7 +250,7 @@ def _distort(crops, draws, scale, strength, blur, impl):
         steps += [lambda planes, draw: random_blur(planes, draw, size // BLUR_KERNEL_SHARE)]
 
     def parted(crop):
-        return tuple(crop[..., channel] * scale for channel in range(3))  # 15 times faster than transposing
+        return tuple(crop[..., channel] * scale for channel in range(3))  # 6 times faster than transposing
 
     def distort_one(view_and_row):
         view, row = view_and_row
