@@ -29,7 +29,7 @@ def main(argv=None) -> list[dict]:
             ours.append(first_step([sys.executable, "run.py"], ROOT, args.data_dir, r"^step 1/1"))
             if args.reference:
                 folder = os.path.join(args.reference, "tf2")
-                command = [args.reference_python, "run.py", "--eval_split=test"]
+                command = [args.reference_python, "run.py", "--eval_split=test", "--use_tpu=False"]
                 reference.append(first_step(command, folder, args.data_dir, r"Completed: 1 / 1 steps"))
     print("\n| | seconds |\n|---|---|")
     for name, values in (("--help", helps), ("first step, ours", ours), ("first step, reference", reference)):
