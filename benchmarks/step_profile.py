@@ -9,6 +9,8 @@ threads it uses; kernels that run beside each other both count, so that the sum 
 import argparse
 import collections
 import os
+import pathlib
+import tempfile
 import time
 
 ROWS = 12
@@ -37,7 +39,7 @@ def profile(settings: dict, steps: int) -> tuple[collections.Counter, float]:
     """Microseconds by kind of operation over `steps` steps, and the seconds these took."""
     import numpy as np
     import tensorflow as tf
-    from tensorflow.python.eager import context
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     from simclr_tf import Config, make_model, make_optimizer
     from simclr_tf.step import update
@@ -49,19 +51,23 @@ def profile(settings: dict, steps: int) -> tuple[collections.Counter, float]:
     images = tf.constant(np.random.default_rng(0).random((config.train_batch_size, size, size, 6), np.float32))
     run = tf.function(lambda: update(model, optimizer, images, None, config)[0]["total"], autograph=False)
     float(run())
-    context.enable_run_metadata()
-    started = time.perf_counter()
-    for _ in range(steps):
-        float(run())
-    seconds = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder, tf.profiler.experimental.ProfilerOptions(host_tracer_level=3))
+        started = time.perf_counter()
+        for _ in range(steps):
+            float(run())
+        seconds = time.perf_counter() - started
+        tf.profiler.experimental.stop()
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(path.read_bytes())
     spent = collections.Counter()
-    for device in context.export_run_metadata().step_stats.dev_stats:
-        for node in device.node_stats:
-            # "name = Kind(inputs)"; a function that is called holds the others and is left out.
-            kind = node.timeline_label.partition(" = ")[2].partition("(")[0] or node.node_name
-            if "PartitionedCall" not in kind and not kind.startswith("__inference"):
-                spent[kind.removeprefix("_")] += node.all_end_rel_micros
-    context.disable_run_metadata()
+    for plane in space.planes:
+        for line in plane.lines:
+            for event in line.events:
+                # "<name of the node>:<kind>"; other events have other names. A call holds what it calls.
+                _, colon, kind = plane.event_metadata[event.metadata_id].name.partition("#")[0].rpartition(":")
+                if colon and kind.isidentifier() and "PartitionedCall" not in kind:
+                    spent[kind.removeprefix("_")] += event.duration_ps / 1e6
     return spent, seconds
 
 
