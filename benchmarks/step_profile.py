@@ -64,9 +64,9 @@ def profile(settings: dict, steps: int) -> tuple[collections.Counter, float]:
     for plane in space.planes:
         for line in plane.lines:
             for event in line.events:
-                # "<name of the node>:<kind>"; other events have other names. A call holds what it calls.
-                _, colon, kind = plane.event_metadata[event.metadata_id].name.partition("#")[0].rpartition(":")
-                if colon and kind.isidentifier() and "PartitionedCall" not in kind:
+                # "<name of the node>:<kind>"; the runtime's own are "<class>::<method>". A call holds what it calls.
+                name, colon, kind = plane.event_metadata[event.metadata_id].name.partition("#")[0].rpartition(":")
+                if colon and not name.endswith(":") and kind.isidentifier() and "PartitionedCall" not in kind:
                     spent[kind.removeprefix("_")] += event.duration_ps / 1e6
     return spent, seconds
 
