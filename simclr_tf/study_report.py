@@ -20,9 +20,13 @@ _STEPS = (
     ("3", "The loss (NT-Xent) is the cross-entropy of finding, among all other views of the batch, the one of the same "
           "image, by cosine similarity of the z divided by a temperature."),
     ("4", "LARS minimises it, with linear warm-up and cosine decay of the learning rate."),
-    ("5", "The projection head is set aside; the network is fine-tuned on the labelled images with a new linear "
-          "classifier, or kept as it is below one."),
 )
+_LAST_STEPS = {  # by whether layers of the projection head stay
+    False: "The projection head is set aside; the network is fine-tuned on the labelled images with a new linear "
+           "classifier, or kept as it is below one.",
+    True: "The network is fine-tuned on the labelled images with a new linear classifier on {} of the projection "
+          "head, as in SimCLRv2, or kept as it is below one without the head.",
+}
 _SOURCES = (
     ("SimCLR", "Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual "
                "Representations, 2020 (arXiv 2002.05709)"),
@@ -192,9 +196,11 @@ def write(config: Config, result: dict) -> str:
 
     pretrained = report.read_run(study_plan.pretraining(config, study_pretrain_seeds(config)[0]))
     shown = {row["row"] for row in result["rows"] if row["status"] == "done"} & {"finetuned", "linear"}
+    baseline = _has_baseline(result)
     return report.write_report(
         config, title=f"Does self-supervision pay? {name}",
-        lead="The same few labels with a frozen baseline, from scratch, and after pretraining without labels.",
+        lead=f"The same few labels {'with a frozen baseline, ' if baseline else ''}from scratch, and after pretraining "
+             "without labels.",
         parts=(
             lambda _: _question(config, result),
             lambda _: _results(result),
@@ -202,7 +208,7 @@ def write(config: Config, result: dict) -> str:
             lambda _: _efficiency(result),
             lambda _: _method(config, result),
             lambda _: _data(result),
-            lambda _: Section("Baseline", "baseline", _BASELINE),
+            lambda _: Section("Baseline", "baseline", _BASELINE) if baseline else None,
             of(report.views, pretrained, "Augmented pairs", "views"),
             of(report.curves, pretrained, "Pretraining", "pretraining"),
             lambda _: study_neighbours.section(pretrained.config) if shown else None,
@@ -283,9 +289,17 @@ def _method(config: Config, result: dict) -> Section:
         ["From scratch", f"{config.study_scratch_steps or config.study_steps:,} updates, learning rates "
                          f"{', '.join(f'{r:g}' for r in listed(config, 'study_learning_rates', float))}"],
     ]
+    layer = config.ft_proj_selector
+    which = "the last layer" if layer < 0 else f"layer {layer}"
+    steps = (*_STEPS, (str(len(_STEPS) + 1), _LAST_STEPS[layer != 0].format(which)))
+    sources = [source for source in _SOURCES if source[0] != "InceptionV3" or _has_baseline(result)]
     return Section("Method", "method", _METHOD, tables=[
-        Table(("", "Step"), _STEPS), Table(("", "Here"), rows), Table(("", "Source"), _SOURCES),
+        Table(("", "Step"), steps), Table(("", "Here"), rows), Table(("", "Source"), sources),
     ])
+
+
+def _has_baseline(result: dict) -> bool:
+    return any(row["row"].startswith("baseline") for row in result["rows"])
 
 
 def _data(result: dict) -> Section:
