@@ -387,7 +387,8 @@ class Feed:
           tf.errors.OpError: `error` itself, if no image of these steps is to blame.
         """
         if isinstance(error, tfds_source.RECORD_ERRORS) and isinstance(self.source, tfds_source.StreamedSource):
-            raise tfds_source.damaged(self.source.name, self.source.shards, error) from error
+            if damage := tfds_source.find_damage(self.source.shards):
+                raise tfds_source.damaged(self.source.name, damage) from error
         for at in range(step, step + steps):
             due = set(self._indices(at)) - set(self.bad)
             if self.bad:

@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 HOLD_BYTES = 2 << 30  # splits up to this size are held in memory
 SHUFFLE_RECORDS = 16384  # records in the shuffle buffer of a streamed split; 1.8 GB for ImageNet
 OPEN_SHARDS = 16  # shards read at once while streaming
-# What reading a damaged, shortened or absent file of records ends in.
-RECORD_ERRORS = (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.FailedPreconditionError)
 UNEVENNESS = 1.02  # how much larger than the smallest the largest stream of a split may be
+# What reading a damaged, an absent or a shortened file of records ends in; the last has other causes too.
+RECORD_ERRORS = (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.FailedPreconditionError)
 
 
 def open_tfds(name: str, split: str, data_dir: str | None, *, hold: bool = False, download: bool = True) -> Source:
@@ -73,10 +73,11 @@ def open_tfds(name: str, split: str, data_dir: str | None, *, hold: bool = False
         parser = wanted.extract_features(builder.info.features)
     total = sum(s.num_examples for s in builder.info.splits.values())
     size = builder.info.dataset_size * sum(s.take for s in shards) / max(total, 1)
+    is_tfrecord = builder.info.file_format == tfds.core.FileFormat.TFRECORD
     if hold or size <= HOLD_BYTES:
-        with _damage_named(name, shards):
+        with _damage_named(name, shards if is_tfrecord else []):
             return _hold(builder, name, split, class_names, shards, wanted)
-    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+    if not is_tfrecord:
         raise DataError(
             f"{name} is stored as {builder.info.file_format.value}; only tfrecord files can be streamed. Prepare it "
             f"with file_format='tfrecord', or add --cache_dataset to hold its {size / 2**30:.1f} GiB in memory."
@@ -88,19 +89,20 @@ def open_tfds(name: str, split: str, data_dir: str | None, *, hold: bool = False
     )  # fmt: skip
 
 
-def damaged(name: str, shards: Sequence["_Shard"], error: tf.errors.OpError) -> DataError:
-    """What to raise when reading records failed with `error`, one of `RECORD_ERRORS`. Looks for the file it was."""
-    reason = error.message.splitlines()[0]
+def damaged(name: str, reason: str) -> DataError:
+    return DataError(f"{name}: the records cannot be read; prepare the data set anew. ({reason})")
+
+
+def find_damage(shards: Sequence["_Shard"]) -> str | None:
+    """The first TFRecord file whose records are not all there, and why; None if they are. Reads all of them."""
     for shard in shards:
         try:
             there = sum(1 for _ in _records(shard))
-        except RECORD_ERRORS as its_own:
-            reason = f"{shard.path}: {its_own.message.splitlines()[0]}"
-            break
+        except RECORD_ERRORS as error:
+            return f"{shard.path}: {error.message.splitlines()[0]}"
         if there < shard.take:
-            reason = f"{shard.path} ends after {shard.skip + there} records; at least {shard.skip + shard.take} are due"
-            break
-    return DataError(f"{name}: the records cannot be read; prepare the data set anew. ({reason})")
+            return f"{shard.path} ends after {shard.skip + there} records; at least {shard.skip + shard.take} are due"
+    return None
 
 
 @contextlib.contextmanager
@@ -108,7 +110,7 @@ def _damage_named(name: str, shards: Sequence["_Shard"]) -> Iterator[None]:
     try:
         yield
     except RECORD_ERRORS as error:
-        raise damaged(name, shards, error) from error
+        raise damaged(name, find_damage(shards) or error.message.splitlines()[0]) from error
 
 
 def _prepared(name: str, data_dir: str | None, download: bool) -> tfds.core.DatasetBuilder:
@@ -341,14 +343,15 @@ class StreamedSource(Source):
         chosen = tf.constant(chosen)
         records = self.in_order(0, 0).filter(lambda e: tf.gather(chosen, e["index"]))
         examples, size = {}, 0
-        for element in records:
-            examples[int(element["index"])] = data = self._parse(element["record"])[0].numpy()
-            size += len(data)
-            if size > HOLD_BYTES:
-                raise DataError(
-                    f"{self.name}: {len(indices):,} chosen examples are more than the {HOLD_BYTES >> 30} GiB that are "
-                    "held in memory. Take a slice of --train_split instead, or add --cache_dataset."
-                )
+        with _damage_named(self.name, self.shards):
+            for element in records:
+                examples[int(element["index"])] = data = self._parse(element["record"])[0].numpy()
+                size += len(data)
+                if size > HOLD_BYTES:
+                    raise DataError(
+                        f"{self.name}: {len(indices):,} chosen examples are more than the {HOLD_BYTES >> 30} GiB that "
+                        "are held in memory. Take a slice of --train_split instead, or add --cache_dataset."
+                    )
         return sources.held(
             self.name, self.split, self.class_names, self.labels[indices], [self.keys[int(i)] for i in indices],
             [examples[int(i)] for i in indices], notes=(note,),

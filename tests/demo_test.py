@@ -51,6 +51,14 @@ def test_the_result_is_that_of_the_runs_and_from_scratch_counts_with_its_best_ra
         assert json.load(file) == result
 
 
+def test_the_report_tells_of_no_baseline(finished):
+    config, _ = finished
+    with open(os.path.join(config.model_dir, "report.html")) as file:
+        page = file.read()
+    assert "SimCLR against from scratch" in page and "The projection head is set aside" in page
+    assert "InceptionV3 without its classifier" not in page and "frozen baseline" not in page
+
+
 def test_again_skips_what_is_done(finished, capsys):
     config, result = finished
     before = checkpoint.checkpoints(os.path.join(config.model_dir, "pretrain"))
