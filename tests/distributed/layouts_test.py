@@ -94,8 +94,9 @@ def assert_same_run(run, expected, began):
     np.testing.assert_allclose(a["probabilities"], b["probabilities"], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize(("replicas", "name"), [
+    (2, "pretrain"), (2, "finetune"), (4, "pretrain"), pytest.param(4, "finetune", marks=pytest.mark.long),
+])
 def test_replicas_compute_what_one_does(name, replicas, alone, began, pretrained, tmp_path):
     train(cases(pretrained)[name], replicas, tmp_path)
     assert_same_run(tmp_path, alone[name], began[name])
@@ -125,7 +126,7 @@ def test_only_the_chief_wrote(workers):
     assert len(read_history(workers["pretrain"])) == 10
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 1)])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), pytest.param(4, 1, marks=pytest.mark.long)])
 def test_a_checkpoint_restores_onto_other_replicas(before, after, alone, began, tmp_path):
     """Six steps on so many replicas, four on others: the run of ten on one."""
     if before == 1:
