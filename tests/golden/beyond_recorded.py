@@ -187,7 +187,7 @@ def our_ops():
     import tensorflow as tf
 
     import simclr_tf
-    from simclr_tf import Config, augment, losses
+    from simclr_tf import Config, augment, color_ops, losses
     from simclr_tf.step import make_schedule
 
     for case in NT_XENT:
@@ -221,10 +221,11 @@ def our_ops():
         yield "evaluation", case, augment.preprocess_for_eval(evaluation_image(case), case[2], case[3])
     for case in BLUR:
         image = np.random.default_rng(1).random((*case[0], 3)).astype(np.float32)
-        yield "blur", case, augment.gaussian_blur(image, case[1], case[2])
+        yield "blur", case, color_ops.gaussian_blur(image, case[1], case[2])
     operations = dict(
-        brightness_v1=augment.brightness_add, brightness_v2=augment.brightness_multiply, contrast=augment.contrast,
-        saturation=augment.saturation, hue=augment.hue, grayscale=lambda image, _: augment.grayscale(image),
+        brightness_v1=color_ops.brightness_add, brightness_v2=color_ops.brightness_multiply,
+        contrast=color_ops.contrast, saturation=color_ops.saturation, hue=color_ops.hue,
+        grayscale=lambda image, _: color_ops.grayscale(image),
     )
     for name, operation in operations.items():
         for factor, (kind, picture) in itertools.product(COLOUR[name], pictures().items()):
