@@ -3,22 +3,20 @@
 images -> two views (pretraining), one view (fine-tuning) or the evaluation crop -> batches of a fixed size.
 """
 
-import dataclasses
 import logging
 from collections.abc import Callable, Collection, Iterator
 
-import numpy as np
 import tensorflow as tf
 
-from simclr_tf import augment, images, sources, tfds_source
+from simclr_tf import augment, digits_source, folder_source, images, label_subsets, sources, tfds_source
 from simclr_tf.config import CIFAR_STEM_MAX_SIZE, Config
 from simclr_tf.errors import DataError
 from simclr_tf.sources import Source
 
 log = logging.getLogger(__name__)
 
-# Second halves of the seeds, so that order, augmentation and choice of labels do not follow each other.
-_ORDER, _AUGMENTATION, _LABELS, _HELD_OUT = 1, 2, 3, 4
+# Second halves of the seeds, so that order and augmentation do not follow each other; label_subsets.py has its own.
+_ORDER, _AUGMENTATION = 1, 2
 
 CHUNK_BYTES = 1 << 20  # of views distorted in one call: half of a core's cache of 2 MiB
 
@@ -36,11 +34,11 @@ def open_source(config: Config, split: str) -> Source:
       DataError: the data set or split does not exist, is empty, or cannot be prepared.
     """
     if split == HELD_OUT:
-        return held_out_apart(_labelled_source(config), config)[1]
+        return label_subsets.held_out_apart(_labelled_source(config), config)[1]
     if config.dataset == "digits":
-        return sources.open_digits(split)
-    if config.dataset.startswith(sources.FOLDER_PREFIX):
-        source = sources.open_folder(config.dataset.removeprefix(sources.FOLDER_PREFIX), split)
+        return digits_source.open_digits(split)
+    if config.dataset.startswith(folder_source.FOLDER_PREFIX):
+        source = folder_source.open_folder(config.dataset.removeprefix(folder_source.FOLDER_PREFIX), split)
         return source.in_memory() if config.cache_dataset else source
     return tfds_source.open_tfds(
         config.dataset, split, config.data_dir, hold=config.cache_dataset, download=not config.dry_run
@@ -50,89 +48,14 @@ def open_source(config: Config, split: str) -> Source:
 def open_training_source(config: Config) -> Source:
     """`config.train_split`, with the labels asked for; fine-tuning leaves out the examples that have none of them."""
     source = _labelled_source(config)
-    return held_out_apart(source, config)[0] if config.held_out_fraction else source
+    return label_subsets.held_out_apart(source, config)[0] if config.held_out_fraction else source
 
 
 def _labelled_source(config: Config) -> Source:
     source = open_source(config, config.train_split)
     if config.labels_per_class or config.label_fraction < 1:
-        source = labelled_subset(source, config)
+        source = label_subsets.labelled_subset(source, config)
     return source
-
-
-def held_out_apart(source: Source, config: Config) -> tuple[Source, Source]:
-    """Splits labelled examples into those to train on and `config.held_out_fraction` of each class, by the seed.
-
-    Raises:
-      DataError: there are no labels, or too few for anything to be held out.
-    """
-    asked = f"--held_out_fraction={config.held_out_fraction}"
-    if source.class_names is None:
-        raise DataError(f"{asked} needs labels, and {source.name} has none. Use a data set with classes.")
-    if isinstance(source, tfds_source.StreamedSource):
-        source = source.with_labels()
-    apart = np.zeros(source.num_examples, bool)
-    for label in range(source.num_classes):
-        members = np.flatnonzero(source.labels == label)
-        order = np.random.Generator(np.random.PCG64([config.seed, _HELD_OUT, label])).permutation(len(members))
-        apart[members[order[: round(config.held_out_fraction * len(members))]]] = True
-    if not apart.any():
-        raise DataError(
-            f"{asked} holds out nothing of {source.name}, split {source.split}: its {source.num_examples:,} labelled "
-            f"images are too few for {source.num_classes} classes. Raise the fraction, or use more labelled images."
-        )
-    note = f"{asked}: {apart.sum():,} of {source.num_examples:,} examples held out"
-    return source.select(np.flatnonzero(~apart), note), source.select(np.flatnonzero(apart), note)
-
-
-def labelled_subset(source: Source, config: Config) -> Source:
-    """`labels_per_class` examples of each class, or `label_fraction` of each class but at least one, by the seed.
-
-    A larger subset contains the smaller ones of the same seed. When distilling the other examples stay, unlabelled.
-
-    Raises:
-      DataError: there are no labels, or a class has fewer examples than asked for.
-    """
-    asked = (
-        f"--labels_per_class={config.labels_per_class}"
-        if config.labels_per_class
-        else f"--label_fraction={config.label_fraction}"
-    )
-    if source.class_names is None:
-        raise DataError(f"{asked} needs labels, and {source.name} has none. Use a data set with classes.")
-    if isinstance(source, tfds_source.StreamedSource):
-        source = source.with_labels()
-    chosen = []
-    members_of = rows_per_class(source.labels, source.num_classes, config.seed)
-    for name, members in zip(source.class_names, members_of, strict=True):
-        count = config.labels_per_class or (max(1, round(config.label_fraction * len(members))) if len(members) else 0)
-        if count > len(members):
-            raise DataError(
-                f"{asked}: class {name!r} of {source.name} has only {len(members)} examples in split {source.split}. "
-                "Ask for fewer, or use a larger split."
-            )
-        chosen.append(members[:count])
-    chosen = np.sort(np.concatenate(chosen))
-    if source.name.split("/")[0] == "imagenet2012" and config.label_fraction in (0.01, 0.1):
-        asked += (
-            f" (drawn by --seed; not the list of the papers, which is --dataset=imagenet2012_subset/"
-            f"{config.label_fraction:.0%}".replace("%", "pct)")
-        )
-    if config.train_mode == "distill":
-        labelled = np.zeros(source.num_examples, bool)
-        labelled[chosen] = True
-        return dataclasses.replace(source, labelled=labelled, notes=(*source.notes, f"{asked}: {len(chosen):,} labels"))
-    return source.select(chosen, f"{asked}: {len(chosen):,} of {source.num_examples:,} examples")
-
-
-def rows_per_class(labels: np.ndarray, num_classes: int, seed: int) -> list[np.ndarray]:
-    """For each class its rows in the order in which their labels are taken: the first k are the labelled ones."""
-    rows = []
-    for label in range(num_classes):
-        members = np.flatnonzero(labels == label)
-        order = np.random.Generator(np.random.PCG64([seed, _LABELS, label])).permutation(len(members))
-        rows.append(members[order])
-    return rows
 
 
 def train_batches(

@@ -11,7 +11,7 @@ import os
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from simclr_tf import checkpoint, evaluation, restore, sources
+from simclr_tf import checkpoint, evaluation, folder_source, restore
 from simclr_tf.config import Config
 from simclr_tf.errors import CheckpointError, ConfigError
 
@@ -34,7 +34,7 @@ def predict(config: Config) -> list[dict]:
     path = config.checkpoint or checkpoint.latest(config.model_dir)
     if path is None:
         raise CheckpointError(f"No checkpoint in {config.model_dir}. Train first, or name one with --checkpoint.")
-    source = sources.open_images(config.predict_input)
+    source = folder_source.open_images(config.predict_input)
     model, config, strategy = evaluation.load(config, path)
     if model.supervised_head is None:
         raise CheckpointError(f"{path} has no supervised head to classify with. Fine-tune it first.")

@@ -15,7 +15,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import checkpoint, classifiers, data, evaluation, metrics, restore
+from simclr_tf import checkpoint, classifiers, data, evaluation, label_subsets, metrics, restore
 from simclr_tf.classifiers import Scaler
 from simclr_tf.config import Config
 from simclr_tf.config_checks import listed, probe_labels
@@ -105,7 +105,7 @@ def open_splits(config: Config) -> tuple[Source, Source]:
     if bank.class_names != test.class_names:
         raise DataError(f"Splits {bank.split} and {test.split} of {bank.name} have other classes.")
     if config.labels_per_class or config.label_fraction < 1:
-        bank = data.labelled_subset(bank, dataclasses.replace(config, train_mode="finetune"))
+        bank = label_subsets.labelled_subset(bank, dataclasses.replace(config, train_mode="finetune"))
     log.info("Labels from: %s", bank.describe())
     log.info("Tested on: %s", test.describe())
     return bank, test
@@ -192,7 +192,7 @@ def _choose(fit, values, views, labels, held_x, held_y) -> float:
 def chosen_rows(labels: np.ndarray, num_classes: int, amount: float | int, seed: int) -> np.ndarray:
     """bool [n]: of each class `amount` rows, or that fraction of them if it is a float; at least one, by the seed."""
     chosen = np.zeros(len(labels), bool)
-    for rows in data.rows_per_class(labels, num_classes, seed):
+    for rows in label_subsets.rows_per_class(labels, num_classes, seed):
         count = max(1, round(amount * len(rows))) if isinstance(amount, float) else amount
         chosen[rows[:count]] = True
     return chosen

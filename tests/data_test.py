@@ -10,10 +10,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from simclr_tf import augment, data, sources, tfds_source
+from simclr_tf import augment, data, label_subsets, sources, tfds_source
 from simclr_tf.config import Config
 from simclr_tf.errors import DataError
-from tests.sources_test import TinySet, tiny  # noqa: F401  (a fixture)
+from tests.tfds_source_test import TinySet, tiny  # noqa: F401  (a fixture)
 
 
 def config(**options) -> Config:
@@ -302,5 +302,5 @@ def test_errors_that_no_image_caused_are_not_swallowed():
                                                         ("imagenet2012", 0.2, False), ("cifar10", 0.1, False)])
 def test_the_papers_own_lists_are_pointed_at_where_a_fraction_of_imagenet_is_drawn(name, fraction, said):
     source = sources.held(name, "train", ("a", "b"), [0, 1] * 100, [str(i) for i in range(200)], [b""] * 200)
-    text = data.labelled_subset(source, Config(train_mode="finetune", label_fraction=fraction)).describe()
+    text = label_subsets.labelled_subset(source, Config(train_mode="finetune", label_fraction=fraction)).describe()
     assert (f"--dataset=imagenet2012_subset/{round(100 * fraction)}pct" in text) == said

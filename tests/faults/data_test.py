@@ -15,7 +15,7 @@ from PIL import Image
 
 from simclr_tf import checkpoint, data, strategy, tfds_source
 from simclr_tf.summaries import Summaries, read_history
-from tests.sources_test import tiny  # noqa: F401  (a fixture)
+from tests.tfds_source_test import tiny  # noqa: F401  (a fixture)
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24, 3), np.uint8))
 
