@@ -12,7 +12,7 @@ import re
 
 import tensorflow as tf
 
-from simclr_tf import baseline, checkpoint, restore, training
+from simclr_tf import baseline, checkpoint, data, restore, training
 from simclr_tf.config import Config, flag_fields
 from simclr_tf.errors import CheckpointError
 from simclr_tf.report import read_run
@@ -150,8 +150,6 @@ def _is_there(config: Config) -> bool:
 
 
 def _total_steps(config: Config) -> int:
-    from simclr_tf import data
-
     return config.total_steps(data.open_training_source(config).num_examples)
 
 
