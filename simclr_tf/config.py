@@ -2,7 +2,7 @@
 
 Each field is one command-line flag (`options.py` makes the flags from this class) and carries its help, topic and
 range. Names and defaults are the reference's (google-research/simclr, TF2 code) where it has the flag; the rest are
-marked `ours` in their help topic only by not being there.
+ours.
 """
 
 from __future__ import annotations
