@@ -9,22 +9,21 @@ import numpy as np
 from simclr_tf import report, study_neighbours, study_plan
 from simclr_tf.config import Config
 from simclr_tf.config_checks import listed, study_pretrain_seeds, study_seeds
-from simclr_tf.report import Picture, Section, Table, percent, pictures
+from simclr_tf.report import Section, Table, percent, pictures
 
 MISSING = "-"
 _METHOD = "SimCLR learns from images without labels, then a classifier learns from the labelled ones."
 _STEPS = (
-    ("1", "Of each image in a batch two views are made by random crops, flips, colour distortion and blur."),
-    ("2", "A residual network f turns each view into features h = f(view), a small projection head g those into "
-          "z = g(h)."),
-    ("3", "The loss (NT-Xent) is the cross-entropy of finding, among all other views of the batch, the one of the same "
-          "image, by cosine similarity of the z divided by a temperature."),
-    ("4", "LARS minimises it, with linear warm-up and cosine decay of the learning rate."),
+    "Of each image in a batch two views are made by random crops, flips and colour distortion{blur}.",
+    "A residual network f turns each view into features h = f(view), a small projection head g those into z = g(h).",
+    "The loss (NT-Xent) is the cross-entropy of finding, among all other views of the batch, the one of the same "
+    "image, by cosine similarity of the z divided by a temperature.",
+    "{optimizer} minimises it, with linear warm-up and cosine decay of the learning rate.",
 )
 _LAST_STEPS = {  # by whether layers of the projection head stay
     False: "The projection head is set aside; the network is fine-tuned on the labelled images with a new linear "
            "classifier, or kept as it is below one.",
-    True: "The network is fine-tuned on the labelled images with a new linear classifier on {} of the projection "
+    True: "The network is fine-tuned on the labelled images with a new linear classifier on {layer} of the projection "
           "head, as in SimCLRv2, or kept as it is below one without the head.",
 }
 _SOURCES = (
@@ -41,8 +40,11 @@ _BASELINE = (
     "trained with. Its features are computed once per image, without augmentation, standardised by the labelled "
     "images, and classified by three dense layers with dropout. With random weights the raw features differ between "
     "images by about a hundredth of their size, so that without standardising a classifier would learn nothing from "
-    "them. The accuracy on the labelled images shows that the classifier was trained. A published 4.1 % with "
-    "ImageNet's weights on the dogs looks like images prepared in another way or like random weights: hence both rows."
+    "them. The accuracy on the labelled images shows that the classifier was trained."
+)
+_BOTH_BASELINES = (
+    " A published 4.1 % with ImageNet's weights on the dogs looks like images prepared in another way or like random "
+    "weights: hence both rows."
 )
 
 
@@ -196,11 +198,10 @@ def write(config: Config, result: dict) -> str:
 
     pretrained = report.read_run(study_plan.pretraining(config, study_pretrain_seeds(config)[0]))
     shown = {row["row"] for row in result["rows"] if row["status"] == "done"} & {"finetuned", "linear"}
-    baseline = _has_baseline(result)
     return report.write_report(
         config, title=f"Does self-supervision pay? {name}",
-        lead=f"The same few labels {'with a frozen baseline, ' if baseline else ''}from scratch, and after pretraining "
-             "without labels.",
+        lead=f"The same few labels {'with a frozen baseline, ' if _baselines(result) else ''}from scratch, and after "
+             "pretraining without labels.",
         parts=(
             lambda _: _question(config, result),
             lambda _: _results(result),
@@ -208,7 +209,7 @@ def write(config: Config, result: dict) -> str:
             lambda _: _efficiency(result),
             lambda _: _method(config, result),
             lambda _: _data(result),
-            lambda _: Section("Baseline", "baseline", _BASELINE) if baseline else None,
+            lambda _: _baseline(result),
             of(report.views, pretrained, "Augmented pairs", "views"),
             of(report.curves, pretrained, "Pretraining", "pretraining"),
             lambda _: study_neighbours.section(pretrained.config) if shown else None,
@@ -259,30 +260,17 @@ def _efficiency(result: dict) -> Section | None:
     ]
     note = " ".join(f"{count} labels per class left out: {why}." for count, why in
                     result["left_out_label_counts"].items())
+    picture = pictures.curves_by_labels(series, result["data"][-1]["images"])
     return Section("Label efficiency", "label-efficiency", "Test accuracy over the number of labelled images.",
-                   pictures=[efficiency_plot(series)], tables=[table], note=note)
-
-
-def efficiency_plot(series) -> Picture:
-    with pictures.figure_of(6.4, 3.4) as (figure, axes):
-        for (name, x, y), colour in zip(series, pictures.COLOURS, strict=False):
-            axes.plot(x, y, color=colour, label=name, marker="o", markersize=4, linewidth=1.6)
-        ticks = sorted({int(value) for _, x, _ in series for value in x})
-        axes.set_xscale("log")
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axes.minorticks_off()
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("labelled images")
-        axes.set_ylabel("top-1, %")
-        axes.grid(axis="y", color=pictures.LINE, linewidth=0.8)
-        axes.legend(frameon=False, loc="upper left")
-        return Picture(pictures.svg(figure), "Test accuracy over the number of labelled images", width=614)
+                   pictures=[picture], tables=[table], note=note)
 
 
 def _method(config: Config, result: dict) -> Section:
+    length = f"{config.train_steps:,} updates" if config.train_steps else f"{config.train_epochs:,} epochs"
     rows = [
         ["Network", result["network"]],
-        ["Pretraining", f"temperature {config.temperature:g}, batch {config.train_batch_size}, {config.optimizer}, "
+        ["Pretraining", f"{length}, batch {config.train_batch_size}, temperature {config.temperature:g}, "
+                        f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.learning_rate_scaling}), "
                         f"seeds {', '.join(map(str, result['pretrain_seeds']))}"],
         ["Learning from labels", f"{config.study_steps:,} updates of {config.study_batch_size} images, "
                                  f"{config.study_optimizer}, seeds {', '.join(map(str, result['seeds']))}"],
@@ -291,15 +279,23 @@ def _method(config: Config, result: dict) -> Section:
     ]
     layer = config.ft_proj_selector
     which = "the last layer" if layer < 0 else f"layer {layer}"
-    steps = (*_STEPS, (str(len(_STEPS) + 1), _LAST_STEPS[layer != 0].format(which)))
-    sources = [source for source in _SOURCES if source[0] != "InceptionV3" or _has_baseline(result)]
+    texts = (*_STEPS, _LAST_STEPS[layer != 0])
+    blur = ", half of them blurred" if config.use_blur else ""
+    optimizer = {"lars": "LARS", "adam": "Adam", "momentum": "SGD with momentum"}[config.optimizer]
+    steps = [(str(k), text.format(blur=blur, layer=which, optimizer=optimizer)) for k, text in enumerate(texts, 1)]
+    sources = [source for source in _SOURCES if source[0] != "InceptionV3" or _baselines(result)]
     return Section("Method", "method", _METHOD, tables=[
         Table(("", "Step"), steps), Table(("", "Here"), rows), Table(("", "Source"), sources),
     ])
 
 
-def _has_baseline(result: dict) -> bool:
-    return any(row["row"].startswith("baseline") for row in result["rows"])
+def _baselines(result: dict) -> int:
+    return sum(row["row"].startswith("baseline") for row in result["rows"])
+
+
+def _baseline(result: dict) -> Section | None:
+    text = _BASELINE + (_BOTH_BASELINES if _baselines(result) > 1 else "")
+    return Section("Baseline", "baseline", text) if _baselines(result) else None
 
 
 def _data(result: dict) -> Section:

@@ -219,8 +219,8 @@ def curves_by_labels(series, test_images: int) -> Picture:
         axes.set_xlabel("labelled images")
         axes.set_ylabel(f"top-1 on {test_images:,} images, %")
         axes.grid(axis="y", color=LINE, linewidth=0.8)
-        axes.legend(frameon=False, loc="upper left")
-        return Picture(svg(figure), "Accuracy over the number of labelled images", width=614)
+        axes.legend(frameon=False, loc="best")
+        return Picture(svg(figure), "Test accuracy over the number of labelled images", width=614)
 
 
 def class_label(name: str) -> str:
