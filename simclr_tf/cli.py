@@ -156,8 +156,8 @@ def _quiet_stderr():
 
 def _lost_worker(error: Exception) -> SimclrError | None:
     """The error to report in place of `error`, if that is what another worker's end looks like from here."""
-    strategy = sys.modules.get("simclr_tf.strategy")
-    return strategy.lost_worker(error) if strategy else None
+    workers = sys.modules.get("simclr_tf.workers")
+    return workers.lost_worker(error) if workers else None
 
 
 def _explain(error: Exception) -> SimclrError | None:

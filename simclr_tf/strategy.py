@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -13,14 +11,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from simclr_tf import workers
 from simclr_tf.config import Config
-from simclr_tf.errors import ConfigError, DeviceError, WorkerError
+from simclr_tf.errors import ConfigError, DeviceError
 
 log = logging.getLogger(__name__)
 
 COLLECTIVES_PER_STRATEGY = 100_000
 ON_JAX = keras.config.backend() == "jax"  # the devices are then a `jax_devices.JaxDevices`
-FOR_SEVERAL_WORKERS = ("train", "train_then_eval")  # modes; the others have no use for them
 
 # Where a machine shows that it has a TPU, whether or not this TensorFlow can use it.
 TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
@@ -43,12 +41,12 @@ def make_strategy(config: Config) -> tf.distribute.Strategy:
 
         strategy = jax_devices.make(config)
         if num_workers(strategy) > 1:
-            _check_for_workers(config)
+            workers.check(config)
     elif kind == "tpu":
         strategy = _tpu_strategy(config)
     elif kind == "multi_worker":
-        _check_for_workers(config)
-        strategy = _multi_worker()
+        workers.check(config)
+        strategy = workers.join()
     elif kind == "mirrored":
         strategy = mirrored(tuple(_names("GPU") or _names("CPU")))
     elif kind == "gpu":
@@ -126,11 +124,11 @@ def describe(strategy: tf.distribute.Strategy, config: Config) -> str:
     else:
         name = type(strategy).__name__.removesuffix("V2").replace("CollectiveAllReduce", "MultiWorkerMirrored")
         where = ", ".join(d.rsplit("device:", 1)[-1] for d in strategy.extended.worker_devices)
-    workers = num_workers(strategy)
-    if workers > 1:
+    count = num_workers(strategy)
+    if count > 1:
         where = f"here {where}"
-    return f"--strategy={config.strategy}: {name}: {replicas} {_plural(replicas, 'replica')} on {workers} " \
-           f"{_plural(workers, 'worker')} ({where}), {share}"
+    return f"--strategy={config.strategy}: {name}: {replicas} {_plural(replicas, 'replica')} on {count} " \
+           f"{_plural(count, 'worker')} ({where}), {share}"
 
 
 def distribute(
@@ -195,8 +193,7 @@ def is_chief(config: Config) -> bool:
         import jax
 
         return jax.process_index() == 0
-    cluster = _cluster()
-    return cluster is None or cluster.is_chief or _kind(config) != "multi_worker"
+    return workers.role() != "worker" or _kind(config) != "multi_worker"
 
 
 def num_workers(strategy: tf.distribute.Strategy) -> int:
@@ -240,99 +237,7 @@ def part(config: Config) -> None:
 
         jax_devices.part()
     elif _kind(config) == "multi_worker":
-        of_all_workers(_multi_worker(), 0)
-
-
-def lost_worker(error: Exception) -> WorkerError | None:
-    """What to raise for `error` if it came from another worker that is gone; None if it did not."""
-    if not _multi_worker.cache_info().currsize or not isinstance(error, LOST):
-        return None
-    # The first lines of an error in a graph say where it was met; what happened follows.
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(WHERE_IN_A_GRAPH)]
-    reason = told[0][:300].rstrip(".: ") if told else type(error).__name__
-    return WorkerError(
-        f"Another worker is gone: {reason}. Start the same command on every worker again: the run goes on from its "
-        "last checkpoint."
-    )
-
-
-WHERE_IN_A_GRAPH = ("Graph execution", "Detected at", "Node:", "File ", "<stack traces")
-LOST = (
-    tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError,
-    tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError, tf.errors.UnknownError,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cluster:
-    """This process's place among the workers of TF_CONFIG."""
-
-    workers: int
-    task: str
-    index: int
-    has_chief: bool
-
-    @property
-    def is_chief(self) -> bool:
-        return self.task == "chief" or (self.index == 0 and not self.has_chief)
-
-
-def _cluster() -> _Cluster | None:
-    """What TF_CONFIG says of several training workers; None where it is absent or tells of one, or this evaluates.
-
-    Raises:
-      DeviceError: it cannot be understood.
-    """
-    text = os.environ.get("TF_CONFIG")
-    if not text:
-        return None
-
-    def wrong(reason):
-        return DeviceError(
-            f"The environment variable TF_CONFIG is not what it must be: {reason}. See docs/multi-worker.md. Received: "
-            f"{text}"
-        )
-
-    try:
-        whole = json.loads(text)
-        roles = {role: list(addresses) for role, addresses in whole.get("cluster", {}).items()}
-        task = whole.get("task", {})
-        role, index = task.get("type"), int(task.get("index", -1))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise wrong(error) from error
-    if role == "evaluator" or sum(len(roles.get(name, ())) for name in ("chief", "worker")) < 2:
-        return None
-    if "ps" in roles:
-        raise wrong("there are parameter servers, which are not used")
-    if role not in ("chief", "worker") or not 0 <= index < len(roles.get(role, ())):
-        raise wrong(f"its task must be one of the cluster's workers, and is type {role!r}, index {index}")
-    return _Cluster(sum(map(len, roles.values())), role, index, "chief" in roles)
-
-
-def _check_for_workers(config: Config) -> None:
-    if config.mode not in FOR_SEVERAL_WORKERS:
-        raise ConfigError(
-            f"Several workers can train, with --mode={' or '.join(FOR_SEVERAL_WORKERS)}. Received: "
-            f"--mode={config.mode}, and several workers. Run it in one process, with --strategy=gpu or cpu."
-        )
-    if config.max_bad_images:
-        raise ConfigError(
-            "Several workers cannot skip unreadable images: all would have to agree on them in the middle of a step. "
-            f"Received: --max_bad_images={config.max_bad_images}. Drop it, and mend or remove the images."
-        )
-
-
-@functools.cache
-def _multi_worker() -> tf.distribute.MultiWorkerMirroredStrategy:
-    """The strategy over all workers; a process can join them once."""
-    try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    except (RuntimeError, tf.errors.OpError) as error:
-        raise WorkerError(
-            f"The workers of TF_CONFIG could not be joined: {str(error).splitlines()[0]} Are its addresses free, and "
-            "do all workers run the same command?"
-        ) from error
+        of_all_workers(workers.join(), 0)
 
 
 # --- Which devices ---------------------------------------------------------------------------------------------------
@@ -341,7 +246,7 @@ def _multi_worker() -> tf.distribute.MultiWorkerMirroredStrategy:
 def _kind(config: Config) -> str:
     if config.use_tpu or config.strategy == "tpu":
         return "tpu"
-    if config.strategy == "multi_worker" and _cluster() is None:
+    if config.strategy == "multi_worker" and workers.role() is None:
         raise DeviceError(
             "--strategy=multi_worker needs the environment variable TF_CONFIG with more than one worker. It is "
             f"{'of one' if os.environ.get('TF_CONFIG') else 'absent'}; see docs/multi-worker.md. There is: "
@@ -352,7 +257,7 @@ def _kind(config: Config) -> str:
             raise DeviceError(f"--strategy={config.strategy} needs a GPU. There is: {_what_there_is()}.")
     if config.strategy != "auto":
         return config.strategy
-    if _cluster() is not None:
+    if workers.role() is not None:
         return "multi_worker"
     if config.use_tpu is None and (config.tpu_name or tf.config.list_physical_devices("TPU")):
         return "tpu"

@@ -28,17 +28,9 @@ from simclr_tf.step import (
     make_schedule,
     moving_statistics,
 )
-from simclr_tf.strategy import (
-    ON_JAX,
-    describe,
-    distribute,
-    is_chief,
-    lost_worker,
-    make_strategy,
-    of_all_workers,
-    set_determinism,
-)
+from simclr_tf.strategy import ON_JAX, describe, distribute, is_chief, make_strategy, of_all_workers, set_determinism
 from simclr_tf.summaries import INPUT_WAIT, Progress, Summaries
+from simclr_tf.workers import lost_worker
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ FLOORS = [text.split() for text in (
     "errors config_checks config options",
     # Mathematics, layers, pixels, devices: each for itself.
     """initializers batch_norm resnet heads color_ops augment images losses tiled_ntxent lars schedule loss_scaling
-       bootstrap metrics neighbours health classifiers lock interrupts tracking strategy jax_devices""",
+       bootstrap metrics neighbours health classifiers lock interrupts tracking strategy workers jax_devices""",
     # Data and model.
     """sources splits folder_source digits_source tfds_source label_subsets data model architecture stock_model
        torch_file step gradient_caching jax_step jax_gradient_caching""",

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simclr_tf import Config, strategy
+from simclr_tf import Config, strategy, workers
 from simclr_tf.errors import ConfigError, DeviceError, WorkerError
-from simclr_tf.strategy import describe, is_chief, lost_worker, make_strategy, mirrored, of_all_workers
+from simclr_tf.strategy import describe, is_chief, make_strategy, mirrored, of_all_workers
 
 TWO = {"worker": ["a:1", "b:2"]}
 
@@ -154,7 +154,7 @@ def test_the_layout_is_described():
 
 def test_one_process_asks_nobody():
     assert of_all_workers(mirrored(("CPU:0", "CPU:1")), 7) == [7]
-    assert lost_worker(tf.errors.UnavailableError(None, None, "gone")) is None
+    assert workers.lost_worker(tf.errors.UnavailableError(None, None, "gone")) is None
 
 
 def test_every_replica_has_its_rows():
@@ -172,10 +172,10 @@ def test_every_replica_has_its_rows():
 
 def test_a_lost_worker_is_told_from_other_errors(monkeypatch):
     joined = types.SimpleNamespace(cache_info=lambda: types.SimpleNamespace(currsize=1))
-    monkeypatch.setattr(strategy, "_multi_worker", joined)
+    monkeypatch.setattr(workers, "join", joined)
     message = "Graph execution error:\n\nDetected at node x\n<stack traces unavailable>\nConnection reset by peer"
     gone = tf.errors.UnavailableError(None, None, message)
-    error = lost_worker(gone)
+    error = workers.lost_worker(gone)
     assert isinstance(error, WorkerError) and error.exit_code == 6
     assert "is gone: Connection reset by peer. Start" in str(error)
-    assert lost_worker(tf.errors.InvalidArgumentError(None, None, "a bad image")) is None
+    assert workers.lost_worker(tf.errors.InvalidArgumentError(None, None, "a bad image")) is None
