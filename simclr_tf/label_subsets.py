@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from simclr_tf import tfds_source
 from simclr_tf.config import Config
 from simclr_tf.errors import DataError
 from simclr_tf.sources import Source
@@ -21,8 +20,7 @@ def held_out_apart(source: Source, config: Config) -> tuple[Source, Source]:
     asked = f"--held_out_fraction={config.held_out_fraction}"
     if source.class_names is None:
         raise DataError(f"{asked} needs labels, and {source.name} has none. Use a data set with classes.")
-    if isinstance(source, tfds_source.StreamedSource):
-        source = source.with_labels()
+    source = source.with_labels()
     apart = np.zeros(source.num_examples, bool)
     for label in range(source.num_classes):
         members = np.flatnonzero(source.labels == label)
@@ -52,8 +50,7 @@ def labelled_subset(source: Source, config: Config) -> Source:
     )
     if source.class_names is None:
         raise DataError(f"{asked} needs labels, and {source.name} has none. Use a data set with classes.")
-    if isinstance(source, tfds_source.StreamedSource):
-        source = source.with_labels()
+    source = source.with_labels()
     chosen = []
     members_of = rows_per_class(source.labels, source.num_classes, config.seed)
     for name, members in zip(source.class_names, members_of, strict=True):

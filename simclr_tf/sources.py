@@ -77,6 +77,10 @@ class Source:
             notes=(*self.notes, note),
         )
 
+    def with_labels(self) -> "Source":
+        """The source with its labels known, as these are where it is not streamed."""
+        return self
+
     def in_memory(self) -> "Source":
         """The source with the encoded images themselves instead of paths; for `--cache_dataset`.
 

@@ -172,10 +172,11 @@ def _check_data(config: Config) -> list[dict]:
             "as test[:20%] and test[20%:]."
         )
     seen = len(set(unlabelled.keys) & set(test.keys))
-    some = f", {config.labels_per_class or f'{100 * config.label_fraction:g} %'} of each class"
-    taken = some if config.labels_per_class or config.label_fraction < 1 else ""
+    labelled_split = config.study_labelled_split
+    if config.labels_per_class or config.label_fraction < 1:
+        labelled_split += f", {config.labels_per_class or f'{100 * config.label_fraction:g} %'} of each class"
     parts = (("Pretraining, without labels", config.train_split, unlabelled),
-             ("Labelled", config.study_labelled_split + taken, labelled), ("Test", config.eval_split, test))
+             ("Labelled", labelled_split, labelled), ("Test", config.eval_split, test))
     return [{"part": part, "split": split, "images": source.num_examples, "classes": labelled.num_classes,
              "also_in_test": seen if part.startswith("Pretraining") else 0} for part, split, source in parts]
 

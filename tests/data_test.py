@@ -139,7 +139,7 @@ def test_training_batches(source):
     assert batch["images"].shape == (1, 8, 8, 8, 6) and batch["images"].dtype == np.float32
     assert 0 <= batch["images"].min() and 0.1 < batch["images"].max() <= 1
     assert np.abs(batch["images"][..., :3] - batch["images"][..., 3:]).mean() > 0.01  # two views
-    labels = source.labels if source.labels is not None else source.with_labels().labels
+    labels = source.with_labels().labels
     np.testing.assert_array_equal(batch["labels"], labels[batch["index"]])
     assert draw(data.train_batches(source, finetune(), 0), 1)["images"].shape == (1, 8, 8, 8, 3)
 
@@ -158,7 +158,7 @@ def test_evaluation_counts_each_example_once(source):
     batches = draw(dataset, 99)
     assert batches["index"].ravel().tolist() == [*range(21), -1, -1, -1]
     assert batches["weights"].ravel().tolist() == [1.0] * 21 + [0.0] * 3
-    labels = source.labels if source.labels is not None else source.with_labels().labels
+    labels = source.with_labels().labels
     assert batches["labels"].ravel().tolist() == [*labels, 0, 0, 0]
     assert_same({k: v[1:] for k, v in batches.items()}, draw(data.eval_batches(source, config(), start_step=1), 99))
 

@@ -57,6 +57,7 @@ def test_the_report_tells_of_no_baseline(finished):
         page = file.read()
     assert "SimCLR against from scratch" in page and "The projection head is set aside" in page
     assert "InceptionV3 without its classifier" not in page and "frozen baseline" not in page
+    assert "train, 1 of each class" in page and ("half of them blurred" in page) == config.use_blur
 
 
 def test_again_skips_what_is_done(finished, capsys):

@@ -176,11 +176,21 @@ def test_the_report_tells_it_as_a_study(finished):
     expected = ["Question", "Results", "SimCLR against from scratch", "Label efficiency", "Method", "Data", "Baseline",
                 "Augmented pairs", "Nearest neighbours", "Confused after fine-tuning", "Cost", "Limits"]
     assert [h for h in headings if h in expected] == expected
-    for text in ("arXiv 2002.05709", "arXiv 2006.10029", "NT-Xent", "LARS", "95 % interval"):
+    for text in ("arXiv 2002.05709", "arXiv 2006.10029", "NT-Xent", "LARS", "95 % interval", "hence both rows"):
         assert text in page
     markdown = study_report.markdown(result)
     for row in result["rows"]:
         assert row["title"] in page and row["title"] in markdown
+
+
+def test_the_report_tells_of_nothing_that_was_not_done(finished):
+    config, result, _ = finished
+    one = result | {"rows": [row for row in result["rows"] if row["row"] != "baseline_imagenet"]}
+    assert "InceptionV3 without" in study_report._baseline(one).text and "both" not in study_report._baseline(one).text
+    for blur in (False, True):
+        other = dataclasses.replace(config, use_blur=blur, optimizer="adam", given=config.given)
+        told = str(study_report._method(other, result).tables[0].rows)
+        assert ("half of them blurred" in told) == blur and "Adam minimises it" in told
 
 
 def test_other_settings_are_not_mistaken_for_the_same(finished):
